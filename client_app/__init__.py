@@ -1,0 +1,1 @@
+"""The federated client: data, local training and evaluation of the users that a node hosts."""

@@ -1,0 +1,166 @@
+"""The files of an imported dataset folder, read and checked one by one.
+
+`open_dataset` in data.py puts them together. Each function raises DataError, with the file's path.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shared_model.errors import DataError
+
+FORMAT = 1
+PAD = 0
+MIN_COLD_HISTORY = 10  # non-cold items that a cold test case has before it
+MIN_USER_ITEMS = 3  # one to train on, one to validate with, one to test with
+DTYPES = {
+    "user_keys": np.dtype("<u8"),
+    "indptr": np.dtype("<i8"),
+    "items": np.dtype("<i4"),
+    "cold_target": np.dtype("<i4"),
+    "cold_length": np.dtype("<i4"),
+}
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise _not_imported(folder)
+    try:
+        info: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError("dataset.json cannot be read", where=str(path), got=str(error)) from error
+    found = info.get("format") if isinstance(info, dict) else info
+    if found != FORMAT or not isinstance(info.get("files"), dict):
+        raise DataError(
+            "another dataset format",
+            where=str(path),
+            expected=f"format {FORMAT} and a list of files",
+            got=f"format {found!r}",
+            todo="import the source again with `feddmmr data import`",
+        )
+    required = {"items.csv", *(f"arrays/{name}.npy" for name in DTYPES)}
+    if lost := sorted(required - info["files"].keys()):
+        raise DataError("dataset.json lists too few files", where=str(path), expected=str(lost))
+    return info
+
+
+def _not_imported(folder: Path) -> DataError:
+    if not folder.exists():
+        return DataError(
+            "the dataset folder does not exist",
+            where=str(folder),
+            todo="check the path, or create it with `feddmmr data import SOURCE OUTPUT`",
+        )
+    return DataError(
+        "not an imported dataset",
+        where=str(folder),
+        expected="a folder with dataset.json",
+        got="a readable folder without it" if os.access(folder, os.R_OK) else "no read permission",
+        todo=f"run `feddmmr data import {folder} OUTPUT` and use OUTPUT",
+    )
+
+
+def check_file(path: Path, expected: str) -> None:
+    try:
+        status = path.stat()
+        found = _sha256(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise DataError(
+            "a dataset file is missing or unreadable", where=str(path), got=str(error.strerror)
+        ) from error
+    if found != expected:
+        raise DataError(
+            "a dataset file was changed after the import",
+            where=str(path),
+            expected=f"sha256 {expected[:12]}",
+            got=found[:12],
+            todo="import the source again",
+        )
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """File hash; size and time are there so that a file is hashed once a process and version."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_array(folder: Path, name: str) -> npt.NDArray[Any]:
+    path = folder / "arrays" / f"{name}.npy"
+    try:
+        array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise DataError("an array cannot be read", where=str(path), got=str(error)) from error
+    if array.dtype != DTYPES[name] or array.ndim != 1:
+        raise DataError(
+            "an array has the wrong type or shape",
+            where=str(path),
+            expected=f"{DTYPES[name]} with one dimension",
+            got=f"{array.dtype} {array.shape}",
+        )
+    return array
+
+
+def read_cold(path: Path) -> npt.NDArray[np.bool_]:
+    """The `cold` column of items.csv, with PAD in front: bool [I + 1]."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            flags = [row.get("cold") for row in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError("items.csv cannot be read", where=str(path), got=str(error)) from error
+    for number, flag in enumerate(flags, start=1):
+        if flag not in ("0", "1"):
+            raise DataError(
+                "bad value in column cold",
+                where=f"{path}, item {number}",
+                expected="0 or 1",
+                got=repr(flag),
+            )
+    return np.array([False, *(flag == "1" for flag in flags)])
+
+
+def check_arrays(
+    folder: Path,
+    arrays: dict[str, npt.NDArray[Any]],
+    cold: npt.NDArray[np.bool_],
+    info: dict[str, Any],
+) -> None:
+    """Refuse arrays that contradict one another: everything downstream indexes with them."""
+    users, num_items = len(arrays["user_keys"]), len(cold) - 1
+    indptr, items, target = arrays["indptr"], arrays["items"], arrays["cold_target"]
+    length = arrays["cold_length"]
+    sizes_fit = len(indptr) == users + 1 and len(target) == len(length) == users > 0
+    if not sizes_fit or indptr[0] != 0 or indptr[-1] != len(items):
+        raise _inconsistent(folder, "lengths of user_keys, indptr, items and the cold arrays")
+    if (np.diff(indptr) < MIN_USER_ITEMS).any():
+        raise _inconsistent(folder, f"indptr: a user with fewer than {MIN_USER_ITEMS} items")
+    if items.min() < 1 or items.max() > num_items or cold[items].any():
+        raise _inconsistent(folder, f"items: not 1 to {num_items}, or a cold item in a history")
+    if target.min() < 0 or target.max() > num_items or not cold[target[target > 0]].all():
+        raise _inconsistent(folder, "cold_target: not a cold item")
+    cases = target > 0
+    too_long = length > np.diff(indptr)
+    if (length[cases] < MIN_COLD_HISTORY).any() or too_long.any() or length[~cases].any():
+        raise _inconsistent(folder, "cold_length")
+    if len(np.unique(arrays["user_keys"])) != users:
+        raise _inconsistent(folder, "user_keys: a key that comes twice")
+    counts = {"users": users, "items": num_items, "interactions": len(items)}
+    if any(info.get(name) != count for name, count in counts.items()):
+        raise _inconsistent(folder, "dataset.json: other counts than the arrays have")
+
+
+def _inconsistent(folder: Path, what: str) -> DataError:
+    return DataError(
+        "the dataset's arrays are inconsistent",
+        where=str(folder),
+        got=what,
+        todo="import the source again",
+    )

@@ -1,0 +1,57 @@
+"""Training losses. Letters: R targets (positions of several users), I items, D hidden size."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK = 512  # targets whose logits are alive at once: [512, I] stays in the processor's cache
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Sums of cross-entropies over the whole catalogue, gradients made on the way.
+
+    The [R, I] logits never exist at once: each chunk is scored, turned into its gradient and
+    dropped (the idea of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models").
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        hidden_grad, items_grad = torch.empty_like(hidden), torch.zeros_like(items)
+        weighted, plain = hidden.new_zeros(2, dtype=torch.float64)
+        for start in range(0, len(targets), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            logits = hidden[rows] @ items.T  # [chunk, I]
+            at = targets[rows, None]
+            log_norm = torch.logsumexp(logits, dim=1, keepdim=True)
+            loss = (log_norm - logits.gather(1, at)).squeeze(1)
+            weighted += (loss * weights[rows]).sum(dtype=torch.float64)
+            plain += loss.sum(dtype=torch.float64)
+            logits.sub_(log_norm).exp_()  # now probabilities
+            logits.scatter_add_(1, at, torch.full_like(log_norm, -1.0))
+            logits.mul_(weights[rows, None])
+            torch.mm(logits, items, out=hidden_grad[rows])
+            items_grad.addmm_(logits.T, hidden[rows])
+        ctx.save_for_backward(hidden_grad, items_grad)
+        ctx.mark_non_differentiable(plain)
+        return weighted, plain
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_grad, items_grad = ctx.saved_tensors
+        scale = grads[0].to(hidden_grad.dtype)
+        return hidden_grad * scale, items_grad * scale, None, None
+
+
+def full_softmax(
+    hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Next-item loss over the whole catalogue: its weighted and its plain sum, in nats (float64).
+
+    ``hidden`` [R, D], ``items`` [I, D], ``targets`` [R] int64 in 0..I-1, ``weights`` [R]. Only the
+    weighted sum has a gradient.
+    """
+    sums: tuple[Tensor, Tensor] = _FullSoftmax.apply(hidden, items, targets, weights)  # type: ignore[no-untyped-call]
+    return sums

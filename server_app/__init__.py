@@ -1,0 +1,1 @@
+"""The federated server: strategy, round loop, checkpoints and manifest."""

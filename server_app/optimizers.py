@@ -1,0 +1,54 @@
+"""Server optimizers: SGD, momentum and Adam on the round's pseudo-gradient.
+
+Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), algorithm 2, with Adam exactly as torch
+has it: eps = 1e-8 outside the bias correction (Flower's FedAdam has tau = 1e-3, which is another
+algorithm).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from shared_model.model import Arrays
+
+_MOMENTUM = 0.9
+_BETA1, _BETA2, _EPS = 0.9, 0.99, 1e-8
+
+
+class ServerOptimizer:
+    """Moves the global arrays along the mean client delta. State is arrays, so it checkpoints."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.steps = 0
+        self.state: Arrays = {}
+
+    def step(self, arrays: Arrays, delta: Arrays, learning_rate: float) -> Arrays:
+        """New arrays from old ones and the mean delta, which points downhill. Same names."""
+        self.steps += 1
+        move = {"sgd": self._sgd, "momentum": self._momentum, "adam": self._adam}[self.kind]
+        return {n: arrays[n] + learning_rate * move(n, delta[n]) for n in arrays}
+
+    def _slot(self, slot: str, name: str, like: Tensor) -> Tensor:
+        return self.state.setdefault(f"{slot}/{name}", torch.zeros_like(like))
+
+    def _sgd(self, _: str, delta: Tensor) -> Tensor:
+        return delta
+
+    def _momentum(self, name: str, delta: Tensor) -> Tensor:
+        return self._slot("velocity", name, delta).mul_(_MOMENTUM).add_(delta)
+
+    def _adam(self, name: str, delta: Tensor) -> Tensor:
+        first = self._slot("first", name, delta).lerp_(delta, 1 - _BETA1)
+        second = self._slot("second", name, delta)
+        second.mul_(_BETA2).addcmul_(delta, delta, value=1 - _BETA2)
+        unbiased = first / (1 - _BETA1**self.steps)
+        return unbiased / ((second / (1 - _BETA2**self.steps)).sqrt() + _EPS)
+
+
+def scheduled_rate(schedule: str, rate: float, round_: int, num_rounds: int) -> float:
+    """The server learning rate of a round, counted from 1: constant, or a cosine to zero."""
+    if schedule == "constant":
+        return rate
+    return rate * 0.5 * (1 + math.cos(math.pi * (round_ - 1) / num_rounds))

@@ -1,0 +1,1 @@
+"""What the two apps share: model, configuration, seeds, metrics and messages."""

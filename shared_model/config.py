@@ -1,0 +1,176 @@
+"""The run-config, read once into frozen dataclasses. Defaults live in ``pyproject.toml`` alone."""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from shared_model.errors import ConfigError
+from shared_model.model import ModelShape
+
+Value = bool | int | float | str
+
+SERVER_OPTIMIZERS = ("sgd", "momentum", "adam")
+SERVER_SCHEDULES = ("constant", "cosine")
+WEIGHTINGS = ("targets", "uniform")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every run-config key; a key is the field's name with ``-`` for ``_``."""
+
+    stage: int
+    run: str
+    home: str
+    dataset: str
+    seed: int
+    redo: bool
+    num_rounds: int
+    fraction_train: float
+    local_steps: int
+    client_learning_rate: float
+    server_learning_rate: float
+    server_optimizer: str
+    server_schedule: str
+    weighting: str
+    evaluate_every: int
+    patience: int
+    round_timeout: float
+    min_nodes: int
+    node_timeout: float
+    min_participation: float
+    hidden_size: int
+    num_heads: int
+    num_blocks: int
+    max_length: int
+    dropout: float
+    users_per_batch: int
+    device: str
+
+    def shape(self, num_items: int) -> ModelShape:
+        """The model's shape for a catalogue of that many items."""
+        return ModelShape(
+            num_items, self.hidden_size, self.num_heads, self.num_blocks, self.max_length
+        )
+
+    @property
+    def home_folder(self) -> Path:
+        """Where runs and caches live on this machine; ``~`` is the user that runs the process."""
+        return Path(self.home).expanduser()
+
+
+def key_of(field: str) -> str:
+    """The run-config key of a field."""
+    return field.replace("_", "-")
+
+
+_Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _one_of(*choices: str) -> _Rule:
+    return "one of " + ", ".join(choices), lambda value: value in choices
+
+
+def _at_least(low: int) -> _Rule:
+    return f"a whole number >= {low}", lambda value: value >= low
+
+
+_POSITIVE: _Rule = ("a finite number > 0", lambda value: 0 < value < float("inf"))
+_SHARE: _Rule = ("a number in (0, 1]", lambda value: 0 < value <= 1)
+
+_RULES: dict[str, _Rule] = {
+    "stage": ("0 (all stages in order), 1, 2 or 3", lambda value: value in (0, 1, 2, 3)),
+    "run": (
+        "a name of letters, digits, '.', '_' and '-' that starts with a letter or digit",
+        lambda value: (
+            value[:1].isalnum()
+            and value.replace("-", "a").replace(".", "a").replace("_", "a").isalnum()
+            and value.isascii()
+            and len(value) <= 100
+        ),
+    ),
+    "home": (
+        "an absolute path or one that starts with ~",
+        lambda value: Path(value).is_absolute() or value.startswith("~"),
+    ),
+    "dataset": (
+        "an absolute path (the app runs from another folder), or empty for the demo",
+        lambda value: not value or Path(value).is_absolute(),
+    ),
+    "seed": ("a whole number from 0 to 2^31 - 1", lambda value: 0 <= value < 2**31),
+    "num_rounds": _at_least(0),
+    "fraction_train": _SHARE,
+    "local_steps": _at_least(1),
+    "client_learning_rate": _POSITIVE,
+    "server_learning_rate": _POSITIVE,
+    "server_optimizer": _one_of(*SERVER_OPTIMIZERS),
+    "server_schedule": _one_of(*SERVER_SCHEDULES),
+    "weighting": _one_of(*WEIGHTINGS),
+    "evaluate_every": _at_least(1),
+    "patience": _at_least(0),
+    "round_timeout": _POSITIVE,
+    "min_nodes": _at_least(1),
+    "node_timeout": _POSITIVE,
+    "min_participation": _SHARE,
+    "hidden_size": ("a multiple of 4, at least 4", lambda value: value >= 4 and value % 4 == 0),
+    "num_heads": _at_least(1),
+    "num_blocks": _at_least(1),
+    "max_length": _at_least(1),
+    "dropout": ("a number in [0, 0.9]", lambda value: 0 <= value <= 0.9),
+    "users_per_batch": _at_least(1),
+    "device": ("cpu, cuda or cuda:N", lambda value: value.split(":")[0] in ("cpu", "cuda")),
+}
+
+
+def parse_settings(run_config: Mapping[str, Value]) -> Settings:
+    """Check every key of a run-config. ``ConfigError`` for unknown, absent or wrong ones."""
+    known = {key_of(field.name): field for field in fields(Settings)}
+    _check_keys(set(run_config), set(known))
+    values = {
+        field.name: _checked(key, field.name, field.type, run_config[key])
+        for key, field in known.items()
+    }
+    settings = Settings(**values)
+    if settings.hidden_size % settings.num_heads:
+        raise ConfigError(
+            "hidden-size does not divide into heads",
+            where="run-config keys 'hidden-size' and 'num-heads'",
+            expected="hidden-size as a multiple of num-heads",
+            got=f"{settings.hidden_size} and {settings.num_heads}",
+        )
+    return settings
+
+
+def _check_keys(given: set[str], known: set[str]) -> None:
+    for what, names in (("unknown", given - known), ("missing", known - given)):
+        if names:
+            raise ConfigError(
+                f"{what} run-config key",
+                where="run-config",
+                expected="the keys of [tool.flwr.app.config] in pyproject.toml",
+                got=", ".join(sorted(names)),
+                todo="correct the key's name" if what == "unknown" else "restore the default",
+            )
+
+
+def _checked(key: str, name: str, kind: Any, value: Value) -> Value:
+    """The value in the field's own type. Whole numbers serve as floats; nothing else converts."""
+    expected, holds = _RULES.get(name, (f"a {kind.__name__}", lambda _: True))
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or not holds(value):
+        raise ConfigError(
+            "wrong value",
+            where=f"run-config key '{key}'",
+            expected=f"{expected} ({kind.__name__})",
+            got=f"{value!r} ({type(value).__name__})",
+        )
+    return value
+
+
+def default_config(pyproject: Path) -> dict[str, Value]:
+    """The flat defaults of ``[tool.flwr.app.config]``, for tools and tests."""
+    with pyproject.open("rb") as file:
+        config: dict[str, Value] = tomllib.load(file)["tool"]["flwr"]["app"]["config"]
+    return config

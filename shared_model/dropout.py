@@ -1,0 +1,57 @@
+"""Dropout whose mask is a pure function of (user, round, site, position, channel).
+
+A generator would make a user's masks depend on who is trained beside it and on the device. Here
+the mask is a hash of a counter (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
+SC 2011), so one SuperNode or a hundred, CPU or GPU, drop the same activations (invariant 1).
+"""
+
+import torch
+from torch import Tensor
+
+_LEVELS = 256  # one byte of the hash decides about one activation
+_M1, _M2 = 0x7FEB352D, 0x2C1B3C6D
+
+
+class Dropout:
+    """A forward pass's dropout: call it at each site, in order.
+
+    ``keys`` [B] int64 is one 64-bit name per row for this pass; ``None`` drops nothing
+    (evaluation, frozen groups). ``rate`` is rounded to 1/256.
+    """
+
+    def __init__(self, rate: float = 0.0, keys: Tensor | None = None) -> None:
+        self.dropped = round(rate * _LEVELS)
+        self.keys = keys if self.dropped else None
+        self.site = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` [B, T, D] with D divisible by 4 -> [B, T, D], kept values scaled up."""
+        if self.keys is None:
+            return x
+        self.site += 1
+        scale = _LEVELS / (_LEVELS - self.dropped)
+        return x * (self._bytes(x) >= self.dropped) * scale
+
+    def _bytes(self, x: Tensor) -> Tensor:
+        """A random byte per activation. Positions count from the right: padding changes none."""
+        _, length, width = x.shape
+        assert self.keys is not None
+        lanes = width // 4
+        back = torch.arange(length - 1, -1, -1, device=x.device, dtype=torch.int32)
+        lane = torch.arange(lanes, device=x.device, dtype=torch.int32)
+        counter = (back[:, None] * lanes + lane) * -1640531527  # [T, D/4], golden ratio * 2^32
+        word = _scramble(counter ^ _site_key(self.keys, self.site)[:, None, None])
+        return word.view(torch.uint8)  # [B, T, D]
+
+
+def _site_key(keys: Tensor, site: int) -> Tensor:
+    """Fold 64-bit keys and the site to 32 bits. [B] int64 -> [B] int32."""
+    mixed = (keys ^ (site * 0x9E3779B97F4A7C1)) * 0x2545F4914F6CDD1D
+    return _scramble((mixed >> 32).to(torch.int32))
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """A 32-bit integer hash: multiply and xor-shift, in wrapping int32. Any shape."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * _M1
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * _M2
+    return x ^ ((x >> 16) & 0xFFFF)

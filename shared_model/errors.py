@@ -1,0 +1,40 @@
+"""One tree of errors. Each says what, where, expected, got, and what to do."""
+
+
+class FedDMMRError(Exception):
+    """Root of every error that data, configuration, disk or a peer can cause.
+
+    The message is one line, so that it survives logs, Ray and exit codes whole.
+    """
+
+    def __init__(
+        self, what: str, *, where: str = "", expected: str = "", got: str = "", todo: str = ""
+    ) -> None:
+        self.what = what
+        labelled = [("where: ", where), ("expected ", expected), ("got ", got), ("do: ", todo)]
+        parts = [what] + [label + text for label, text in labelled if text]
+        super().__init__(" ".join("; ".join(parts).split()))
+
+
+class ConfigError(FedDMMRError):
+    """A run-config or node-config key that is unknown, of a wrong type, or out of range."""
+
+
+class DataError(FedDMMRError):
+    """A dataset that is missing, unreadable, inconsistent or changed."""
+
+
+class ModelError(FedDMMRError):
+    """Arrays that do not fit the parameter groups: missing, unexpected or misshapen names."""
+
+
+class ManifestError(FedDMMRError):
+    """A manifest or checkpoint that is missing, damaged or out of order."""
+
+
+class NodeError(FedDMMRError):
+    """A node that is missing, refuses the round plan, or answers what cannot be used."""
+
+
+class RoundError(FedDMMRError):
+    """A round that too few nodes completed."""

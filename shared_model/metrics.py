@@ -1,0 +1,57 @@
+"""Ranking metrics as sums that merge: HR and NDCG at 5, 10, 20, and MRR."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+CUTOFFS = (5, 10, 20)
+NAMES = tuple(f"{metric}@{k}" for metric in ("hr", "ndcg") for k in CUTOFFS) + ("mrr",)
+PROTOCOLS = ("uniform-100", "full", "full-unseen")
+
+Report = dict[str, dict[str, dict[str, float]]]
+
+
+def rank_sums(ranks: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Sums over users of every metric. ``ranks`` [B]: candidates not below the target, from 0.
+
+    One relevant item a user, so NDCG@k is 1 / log2(rank + 2) within the cutoff.
+    """
+    gain = 1.0 / np.log2(ranks + 2.0)
+    sums = {f"hr@{k}": float(np.sum(ranks < k)) for k in CUTOFFS}
+    sums |= {f"ndcg@{k}": float(np.sum(gain[ranks < k])) for k in CUTOFFS}
+    return sums | {"mrr": float(np.sum(1.0 / (ranks + 1.0))), "users": float(len(ranks))}
+
+
+@dataclass
+class MetricSums:
+    """Sums of metrics by ``group/protocol/metric``; nodes add users, the server adds nodes."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, group: str, protocol: str, ranks: npt.NDArray[np.int64]) -> None:
+        """Add the users with these ranks [B]; a group without users leaves no trace."""
+        if len(ranks):
+            for name, value in rank_sums(ranks).items():
+                key = f"{group}/{protocol}/{name}"
+                self.sums[key] = self.sums.get(key, 0.0) + value
+
+    def report(self) -> Report:
+        """Means by group, protocol and metric, with the number of users behind each."""
+        table: Report = {}
+        for key, value in self.sums.items():
+            group, protocol, name = key.split("/")
+            users = self.sums[f"{group}/{protocol}/users"]
+            cell = table.setdefault(group, {}).setdefault(protocol, {})
+            cell[name] = value if name == "users" else value / users
+        return table
+
+
+def merge(parts: Iterable[Mapping[str, float]]) -> MetricSums:
+    """The sums of several nodes, added in the order given."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            total[key] = total.get(key, 0.0) + value
+    return MetricSums(dict(sorted(total.items())))

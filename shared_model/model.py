@@ -1,0 +1,114 @@
+"""The model: an item table and a SASRec backbone, split into parameter groups by name."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shared_model.dropout import Dropout
+from shared_model.errors import ModelError
+from shared_model.sasrec import PAD, SASRec
+from shared_model.seeds import stable_hash
+from shared_model.stages import Stage, names_of
+
+Arrays = dict[str, Tensor]
+
+_INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What fixes every array's shape. Sizes are counts; ``num_items`` excludes padding."""
+
+    num_items: int
+    hidden: int
+    heads: int
+    blocks: int
+    max_length: int
+
+
+class Recommender(nn.Module):
+    """Scores every item as the next one of a history: hidden state times item embedding."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.item_embedding = nn.Embedding(shape.num_items + 1, shape.hidden, padding_idx=PAD)
+        self.backbone = SASRec(shape.hidden, shape.heads, shape.blocks, shape.max_length)
+
+    def forward(self, inputs: Tensor, dropout: Dropout) -> Tensor:
+        """Hidden states. ``inputs`` [B, T] item indices, left padded -> [B, T, D]."""
+        hidden: Tensor = self.backbone(self.item_embedding(inputs), inputs != PAD, dropout)
+        return hidden
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """The scoring rule of every stage: unnormalised dot products. [B, D] -> [B, I+1]."""
+        return hidden @ self.item_embedding.weight.T
+
+
+def build(shape: ModelShape, seed: int, device: str = "cpu") -> Recommender:
+    """A freshly initialised model: each parameter is a function of its name and the seed."""
+    with torch.device("meta"):
+        model = Recommender(shape)
+    model.to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        _initialise(name, parameter, seed)
+    return model
+
+
+@torch.no_grad()
+def _initialise(name: str, parameter: Tensor, seed: int) -> None:
+    """Norm scales are one, biases zero, everything else is a small normal; padding is zero."""
+    if name.endswith("bias"):
+        parameter.zero_()
+    elif name.endswith("norm.weight"):
+        parameter.fill_(1.0)
+    else:
+        generator = torch.Generator().manual_seed(stable_hash(seed, "init", name) >> 1)
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * _INIT_STD)
+    if name == "item_embedding.weight":
+        parameter[PAD] = 0.0
+
+
+def read_groups(model: nn.Module, groups: Iterable[str]) -> Arrays:
+    """The parameters of the groups, by name, sharing memory with the model."""
+    state = model.state_dict()
+    return {name: state[name] for name in names_of(state, groups)}
+
+
+def load_groups(model: nn.Module, arrays: Mapping[str, Tensor], groups: Iterable[str]) -> None:
+    """Copy arrays into the groups, all of them and nothing else (invariant 4).
+
+    ``ModelError`` lists every missing, unexpected or misshapen name; then nothing is copied.
+    """
+    own = read_groups(model, groups)
+    check_arrays(own, arrays)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(arrays[name])
+
+
+def check_arrays(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """``ModelError`` unless both have the same names with the same shapes and dtypes."""
+    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    misshapen = [
+        f"{name} {list(given[name].shape)} {given[name].dtype} for {list(own[name].shape)}"
+        for name in sorted(own.keys() & given.keys())
+        if own[name].shape != given[name].shape or own[name].dtype != given[name].dtype
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    if any(faults.values()):
+        raise ModelError(
+            "arrays do not fit the model",
+            expected=f"{len(own)} arrays with the names and shapes of the parameter groups",
+            got=", ".join(f"{kind}: {names}" for kind, names in faults.items() if names),
+            todo="use the checkpoint, dataset and model settings of the same run",
+        )
+
+
+def freeze(model: nn.Module, stage: Stage) -> None:
+    """Let gradients reach the stage's trained groups only."""
+    trained = set(names_of(model.state_dict(), stage.trained))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)

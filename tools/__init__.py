@@ -1,0 +1,1 @@
+"""Offline commands: data import, baselines and the launcher of runs."""
