@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from client_app.folder import DTYPES, FORMAT, MIN_COLD_HISTORY, MIN_USER_ITEMS
 from client_app.tables import check_features, check_interactions, check_items
@@ -38,17 +38,19 @@ def write_dataset(
     features: Features | None,
     name: str,
     encoders: Mapping[str, str] | None = None,
+    source: str = "interactions",
 ) -> dict[str, Any]:
     """Validate the tables, write the dataset folder in one step, return its dataset.json.
 
     `interactions` has user_id, item_id, timestamp, each user's rows in time order. `items` has
     item_id and, if any item is cold, cold (0 or 1). `features` may hold "visual" and "text",
-    [I, dim] with rows as in `items`; `encoders` names what made them. Raises DataError for bad
-    values and if `folder` exists; then nothing is written.
+    [I, dim] with rows as in `items`; `encoders` names what made them. Raises DataError, in which
+    the interactions are called `source`, for bad values and if `folder` exists; then nothing is
+    written.
     """
     refuse_existing(folder)
     items = check_items(items)
-    interactions = check_interactions(interactions, items["item_id"])
+    interactions = check_interactions(interactions, items["item_id"], source)
     features = check_features(features or {}, len(items))
     compiled = compile_users(interactions, items)
     content: dict[str, Any] = {
@@ -83,7 +85,8 @@ def choose_cold(item_ids: pd.Series, fraction: float, seed: int) -> npt.NDArray[
 
     By hash, so that the choice depends neither on the order of the items nor on the platform.
     """
-    order = np.argsort([stable_hash(seed, "cold", str(item)) for item in item_ids], kind="stable")
+    hashes = [stable_hash(seed, "cold", str(item)) for item in item_ids]
+    order = np.argsort(np.array(hashes, dtype=np.uint64), kind="stable")
     cold = np.zeros(len(item_ids), dtype=np.int64)
     cold[order[: round(fraction * len(item_ids))]] = 1
     return cold
@@ -117,13 +120,15 @@ def compile_users(interactions: pd.DataFrame, items: pd.DataFrame) -> CompiledUs
     history = keep[users] & ~is_cold
     target, length = _cold_cases(users, index, is_cold, lengths)
     arrays = {
-        "user_keys": np.array([user_key(user) for user in ids[keep]]),
+        "user_keys": np.array([user_key(user) for user in ids[keep]], dtype=np.uint64),
         "indptr": np.concatenate(([0], np.cumsum(lengths[keep]))),
         "items": index[history],
         "cold_target": target[keep],
         "cold_length": length[keep],
     }
-    typed = {name: array.astype(DTYPES[name]) for name, array in arrays.items()}
+    typed = {
+        name: array.astype(DTYPES[name], casting="same_kind") for name, array in arrays.items()
+    }
     return CompiledUsers(ids[keep], typed, int((~keep).sum()))
 
 
@@ -190,7 +195,7 @@ def _write_files(
         # One metadata entry: safetensors writes several in no fixed order, and bytes must repeat.
         facts = {"encoders": dict(encoders), "row_order": "items.csv"}
         metadata = {"feddmmr": json.dumps(facts, sort_keys=True)}
-        save_file(dict(features), folder / "features.safetensors", metadata=metadata)
+        (folder / "features.safetensors").write_bytes(save(dict(features), metadata=metadata))
     user_ids = pd.DataFrame({"user_id": compiled.user_ids})
     user_ids.to_parquet(folder / "arrays" / "user_ids.parquet", index=False)
     for name, array in compiled.arrays.items():

@@ -9,7 +9,7 @@ a text says topic and place modulo 5: each modality tells half of the cluster an
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,13 +52,16 @@ def demo_dataset(home: Path) -> Path:
     return folder
 
 
-def write_demo(folder: Path, seed: int = 0) -> None:
-    """Generate the demo and write it as a dataset folder. Raises DataError if `folder` exists."""
+def write_demo(folder: Path, seed: int = 0) -> dict[str, Any]:
+    """Generate the demo, write it as a dataset folder, return its dataset.json.
+
+    Raises DataError if `folder` exists.
+    """
     from client_app.compile import write_dataset  # pandas: only when there is something to write
 
     interactions, items, features = demo_frames(seed)
     encoders = {"visual": "planted", "text": "planted"}
-    write_dataset(folder, interactions, items, features, "demo", encoders)
+    return write_dataset(folder, interactions, items, features, "demo", encoders)
 
 
 def demo_frames(

@@ -133,7 +133,7 @@ def clean_ids(table: pd.DataFrame, column: str, source: str) -> pd.Series:
     """Ids as int64 if every one is a plain integer, else as text. Raises DataError."""
     ids = table[column]
     text = ids.astype(str).str.strip()
-    _refuse_rows(table, ids.isna() | (text == ""), "a missing value", source, column=column)
+    _refuse_rows(table, _missing(ids), "a missing value", source, column=column)
     if pd.api.types.is_float_dtype(ids):
         _refuse_rows(table, ids % 1 != 0, "an id that is no whole number", source, column=column)
         ids = ids.astype(np.int64)
@@ -148,14 +148,17 @@ def clean_ids(table: pd.DataFrame, column: str, source: str) -> pd.Series:
 def clean_numbers(table: pd.DataFrame, column: str, source: str) -> pd.Series:
     """A column as finite numbers: int64 if all are whole, else float64. Raises DataError."""
     values = table[column]
-    missing = values.isna() | (values.astype(str).str.strip().str.lower().isin(["", "nan"]))
-    _refuse_rows(table, missing, "a missing value", source, column=column)
+    _refuse_rows(table, _missing(values), "a missing value", source, column=column)
     numbers = pd.to_numeric(values, errors="coerce")
     bad = ~numbers.between(-np.inf, np.inf, inclusive="neither")
     _refuse_rows(table, bad, "not a number", source, column=column, expected="a finite number")
     if pd.api.types.is_float_dtype(numbers) and (numbers % 1 == 0).all():
         return numbers.astype(np.int64)
     return numbers
+
+
+def _missing(values: pd.Series) -> "pd.Series[bool]":
+    return values.isna() | values.astype(str).str.strip().str.lower().isin(["", "nan"])
 
 
 def _require_columns(table: pd.DataFrame, columns: list[str], source: str) -> None:

@@ -5,8 +5,6 @@ has it: eps = 1e-8 outside the bias correction (Flower's FedAdam has tau = 1e-3,
 algorithm).
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,7 @@ from shared_model.model import Arrays
 
 _MOMENTUM = 0.9
 _BETA1, _BETA2, _EPS = 0.9, 0.99, 1e-8
+_WARMUP, _DECAY = 0.03, 0.3
 
 
 class ServerOptimizer:
@@ -48,7 +47,13 @@ class ServerOptimizer:
 
 
 def scheduled_rate(schedule: str, rate: float, round_: int, num_rounds: int) -> float:
-    """The server learning rate of a round, counted from 1: constant, or a cosine to zero."""
+    """The server learning rate of a round, counted from 1.
+
+    ``wsd`` (warmup, stable, decay; Hu et al., "MiniCPM", 2024, section 4) rises over the first 3%
+    of the rounds, stays, and falls linearly to zero over the last 30%.
+    """
     if schedule == "constant":
         return rate
-    return rate * 0.5 * (1 + math.cos(math.pi * (round_ - 1) / num_rounds))
+    warmup = round_ / max(1.0, _WARMUP * num_rounds)
+    decay = (num_rounds - round_ + 1) / max(1.0, _DECAY * num_rounds)
+    return rate * min(1.0, warmup, decay)

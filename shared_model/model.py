@@ -1,5 +1,6 @@
 """The model: an item table and a SASRec backbone, split into parameter groups by name."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from shared_model.stages import Stage, names_of
 
 Arrays = dict[str, Tensor]
 
-_INIT_STD = 0.02
+_EMBEDDING_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,24 @@ def build(shape: ModelShape, seed: int, device: str = "cpu") -> Recommender:
 
 @torch.no_grad()
 def _initialise(name: str, parameter: Tensor, seed: int) -> None:
-    """Norm scales are one, biases zero, everything else is a small normal; padding is zero."""
+    """Norm scales are one, biases and padding zero, tables a small normal, matrices Glorot's."""
     if name.endswith("bias"):
         parameter.zero_()
     elif name.endswith("norm.weight"):
         parameter.fill_(1.0)
     else:
         generator = torch.Generator().manual_seed(stable_hash(seed, "init", name) >> 1)
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * _INIT_STD)
+        tables = ("item_embedding.weight", "backbone.positions")
+        std = _EMBEDDING_STD if name in tables else _glorot_std(*parameter.shape)
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
     if name == "item_embedding.weight":
         parameter[PAD] = 0.0
+
+
+def _glorot_std(outputs: int, inputs: int) -> float:
+    """Glorot and Bengio (AISTATS 2010), eq. 16. Query, key and value count as matrices apart."""
+    parts = outputs // inputs if outputs == 3 * inputs else 1
+    return math.sqrt(2 / (outputs / parts + inputs))
 
 
 def read_groups(model: nn.Module, groups: Iterable[str]) -> Arrays:

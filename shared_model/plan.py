@@ -1,6 +1,7 @@
 """What a node is told to do in a round, and what it answers: plain frozen data, no flwr."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +23,6 @@ class RoundPlan:
     dropout: float
     app_sha256: str
     catalogue_sha256: str
-    num_items: int
 
     def takes_part(self, keys: UInt64) -> np.ndarray:
         """Which users [N] take part, by the hash of their keys. [N] bool."""
@@ -32,6 +32,18 @@ class RoundPlan:
         """Names of the users' dropout masks in a local step. [N] uint64 -> [N] int64."""
         seed = stable_hash(self.seed, "dropout", self.stage, self.round, step)
         return mix(seed, keys).view(np.int64)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What to score: one stage's arrays on one split, by that round's arrays only."""
+
+    stage: int
+    round: int
+    seed: int
+    split: Literal["valid", "test"]
+    app_sha256: str
+    catalogue_sha256: str
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,12 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Position-wise feed-forward layer (section III-C)."""
+    """Position-wise feed-forward layer (section III-C), widened four times as is usual today."""
 
-    def __init__(self, hidden: int, inner: int) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(hidden, inner)
-        self.output = nn.Linear(inner, hidden)
+        self.expand = nn.Linear(hidden, 4 * hidden)
+        self.output = nn.Linear(4 * hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [B, T, D] -> [B, T, D]."""
@@ -55,7 +55,7 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(hidden)
         self.attention = Attention(hidden, heads)
         self.feed_forward_norm = nn.LayerNorm(hidden)
-        self.feed_forward = FeedForward(hidden, hidden)
+        self.feed_forward = FeedForward(hidden)
 
     def forward(self, x: Tensor, visible: Tensor, dropout: Dropout) -> Tensor:
         """``x`` [B, T, D], ``visible`` [B, 1, T, T] bool -> [B, T, D]."""

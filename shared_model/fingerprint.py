@@ -1,0 +1,42 @@
+"""Fingerprints by which server and nodes know that they run the same code on the same arrays."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+_PACKAGES = ("client_app", "server_app", "shared_model")
+
+
+@cache
+def app_sha256() -> str:
+    """Hash of the three packages' source files, as imported by this process.
+
+    Ray actors may import the ClientApp from another folder than the submitted bundle; comparing
+    this hash in every round plan turns that into an error instead of a silent mixture.
+    """
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def arrays_sha256(arrays: Mapping[str, Tensor]) -> str:
+    """Hash of named arrays: names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        value = arrays[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

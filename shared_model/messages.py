@@ -1,0 +1,151 @@
+"""The wire: round plans, updates and metric sums as Flower records. Only this file knows flwr.
+
+Actions (Flower message types): ``query.prepare`` asks a node what it hosts, ``train`` runs a round
+plan, ``evaluate`` scores arrays on a split. A reply holds either its result or an ``error`` line.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from shared_model.errors import NodeError
+from shared_model.metrics import MetricSums
+from shared_model.model import Arrays
+from shared_model.plan import EvaluationPlan, LocalUpdate, RoundPlan
+
+PREPARE, TRAIN, EVALUATE = "query.prepare", "train", "evaluate"
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What a node hosts, as it answers to ``query.prepare``. Counts and fingerprints only."""
+
+    name: str
+    partition: int  # -1: a node with a data folder of its own
+    num_partitions: int
+    users: int
+    interactions: int
+    items: int
+    cold_items: int
+    history_digest: str  # hex, adds up over nodes modulo 2**256
+    catalogue_sha256: str
+    features_sha256: str
+    app_sha256: str
+
+
+def plan_content(plan: RoundPlan, arrays: Arrays) -> RecordDict:
+    """A round plan with the arrays it starts from."""
+    return RecordDict({"plan": ConfigRecord(asdict(plan)), "arrays": to_record(arrays)})
+
+
+def read_plan(content: RecordDict) -> RoundPlan:
+    """The round plan of a request."""
+    return RoundPlan(**_config(content, "plan"))
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """Named tensors as Flower arrays (``.npy`` bytes, no pickle)."""
+    return ArrayRecord({n: Array(t.detach().cpu().numpy()) for n, t in arrays.items()})
+
+
+def read_arrays(content: RecordDict) -> Arrays:
+    """The named tensors of a message."""
+    if "arrays" not in content.array_records:
+        raise NodeError("message without arrays", expected="an ArrayRecord named 'arrays'")
+    record = content.array_records["arrays"]
+    return {name: torch.from_numpy(record[name].numpy()) for name in record}
+
+
+def update_content(update: LocalUpdate) -> RecordDict:
+    """A node's summed update as a reply."""
+    sums = MetricRecord(
+        {
+            "weight": update.weight,
+            "loss": update.loss,
+            "targets": update.targets,
+            "participants": update.participants,
+        }
+    )
+    return RecordDict({"arrays": to_record(update.arrays), "sums": sums})
+
+
+def read_update(content: RecordDict) -> LocalUpdate:
+    """The summed update of a reply; ``NodeError`` if a part is absent or of another type."""
+    sums = _metrics(content, "sums")
+    try:
+        return LocalUpdate(
+            arrays=read_arrays(content),
+            weight=float(sums["weight"]),
+            loss=float(sums["loss"]),
+            targets=int(sums["targets"]),
+            participants=int(sums["participants"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise NodeError("unreadable update", where="reply to train", got=repr(error)) from error
+
+
+def evaluation_content(request: EvaluationPlan, arrays: Arrays) -> RecordDict:
+    """A request to score arrays on a split."""
+    return RecordDict({"plan": ConfigRecord(asdict(request)), "arrays": to_record(arrays)})
+
+
+def read_evaluation(content: RecordDict) -> EvaluationPlan:
+    """The plan of an evaluation request."""
+    return EvaluationPlan(**_config(content, "plan"))
+
+
+def metrics_content(sums: MetricSums) -> RecordDict:
+    """Metric sums as a reply."""
+    return RecordDict({"metrics": MetricRecord(dict(sums.sums))})
+
+
+def read_metrics(content: RecordDict) -> dict[str, float]:
+    """The metric sums of a reply."""
+    return {key: float(value) for key, value in _metrics(content, "metrics").items()}
+
+
+def report_content(report: NodeReport) -> RecordDict:
+    """A node's report as a reply."""
+    return RecordDict({"report": ConfigRecord(asdict(report))})
+
+
+def read_report(content: RecordDict) -> NodeReport:
+    """The node report of a reply."""
+    return NodeReport(**_config(content, "report"))
+
+
+def error_content(line: str) -> RecordDict:
+    """A refusal: the one line that says what is wrong on the node."""
+    return RecordDict({"error": ConfigRecord({"line": line})})
+
+
+def check_reply(message: Message) -> RecordDict:
+    """The reply's content; ``NodeError`` if the node failed or refused."""
+    if message.has_error():
+        reason = " ".join(message.error.reason.split())
+        raise NodeError(f"node failed with code {message.error.code}", got=reason[-600:])
+    if "error" in message.content.config_records:
+        raise NodeError(str(message.content.config_records["error"]["line"]))
+    return message.content
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Payload bytes of a message: its arrays, and its other records as text."""
+    arrays = sum(len(a.data) for r in content.array_records.values() for a in r.values())
+    others = (*content.metric_records.values(), *content.config_records.values())
+    return arrays + sum(len(key) + len(str(value)) for r in others for key, value in r.items())
+
+
+def _config(content: RecordDict, name: str) -> dict[str, Any]:
+    if name not in content.config_records:
+        raise NodeError("message without its config", expected=f"a ConfigRecord named '{name}'")
+    return dict(content.config_records[name])
+
+
+def _metrics(content: RecordDict, name: str) -> Mapping[str, Any]:
+    if name not in content.metric_records:
+        raise NodeError("reply without its sums", expected=f"a MetricRecord named '{name}'")
+    return dict(content.metric_records[name])

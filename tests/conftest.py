@@ -1,0 +1,85 @@
+"""Fixtures for datasets: a factory of small ones, the demo, and MovieLens-1M if it is at hand."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from client_app.compile import write_dataset
+from client_app.data import Dataset, open_dataset
+from client_app.demo import demo_dataset
+from tools.importers import ImportOptions, import_dataset
+
+MakeDataset = Callable[..., Dataset]
+ML1M = Path(__file__).parents[2] / "shared" / "data" / "ml-1m"
+
+
+@pytest.fixture(scope="session")
+def ml1m_folder() -> Path:
+    """The raw MovieLens-1M folder; its licence keeps it outside the repository."""
+    if not (ML1M / "interactions.parquet").is_file():
+        pytest.skip("MovieLens-1M is not at hand (../shared/data/ml-1m)")
+    return ML1M
+
+
+@pytest.fixture(scope="session")
+def ml1m_dataset(ml1m_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """MovieLens-1M, imported once a session."""
+    folder = tmp_path_factory.mktemp("ml1m") / "dataset"
+    import_dataset(ml1m_folder, folder, ImportOptions(name="ml-1m"))
+    return open_dataset(folder)
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo dataset's folder; tests only read it."""
+    return demo_dataset(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> MakeDataset:
+    """Builds a dataset from histories: make_dataset({user: [item ids]}, num_items=9, cold={3})."""
+    built: list[Path] = []
+
+    def make(
+        histories: Mapping[int | str, Sequence[int]],
+        *,
+        num_items: int,
+        cold: Sequence[int] | set[int] = (),
+        features: Mapping[str, np.ndarray] | None = None,
+    ) -> Dataset:
+        rows = [
+            (user, item, time)
+            for user, history in histories.items()
+            for time, item in enumerate(history)
+        ]
+        interactions = pd.DataFrame(rows, columns=["user_id", "item_id", "timestamp"])
+        items = pd.DataFrame({"item_id": range(1, num_items + 1)})
+        items["cold"] = items["item_id"].isin(list(cold)).astype(int)
+        folder = tmp_path / f"dataset-{len(built)}"
+        write_dataset(folder, interactions, items, features, "small")
+        built.append(folder)
+        return open_dataset(folder)
+
+    return make
+
+
+@pytest.fixture
+def small_histories() -> dict[int | str, list[int]]:
+    """20 users with 3 to 25 of 30 items, none twice."""
+    random = np.random.default_rng(7)
+    lengths = random.integers(3, 26, 20)
+    return {
+        100 - user: (random.permutation(30)[:length] + 1).tolist()
+        for user, length in enumerate(lengths)
+    }
+
+
+@pytest.fixture
+def small_dataset(
+    make_dataset: MakeDataset, small_histories: dict[int | str, list[int]]
+) -> Dataset:
+    """The dataset of `small_histories`, without cold items and features."""
+    return make_dataset(small_histories, num_items=30)

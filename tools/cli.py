@@ -1,0 +1,33 @@
+"""The command `feddmmr`: each command module registers itself here, heavy imports wait for a call.
+
+Every error that a user can cause is one line on stderr, `error: ...`, and exit code 1.
+"""
+
+import sys
+
+import typer
+
+from shared_model.errors import FedDMMRError
+from tools import baseline_command, data_commands
+
+app = typer.Typer(
+    help="Federated multimodal sequential recommendation: data and runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_commands.app, name="data")
+app.command("baselines")(baseline_command.baselines)
+
+
+def main() -> None:
+    """Run the command line; the exit code is 0 only if the command did what it says."""
+    try:
+        app()
+    except (FedDMMRError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""`feddmmr data`: import, demo, split and info."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Import, generate, split and describe datasets.", no_args_is_help=True)
+
+
+class Format(StrEnum):
+    """Source formats; auto decides by the files that are there."""
+
+    auto = "auto"
+    movielens = "movielens"
+    csv = "csv"
+    parquet = "parquet"
+    folder = "folder"
+
+
+class Duplicates(StrEnum):
+    """What to do with a repeated (user, item) pair."""
+
+    refuse = "refuse"
+    first = "first"
+    last = "last"
+
+
+Output = Annotated[Path, typer.Argument(help="New folder for the dataset; must not exist.")]
+Dataset = Annotated[Path, typer.Argument(help="Folder of an imported dataset.")]
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="Folder or file to import.")],
+    output: Output,
+    format: Annotated[Format, typer.Option(help="Format of the source.")] = Format.auto,
+    items: Annotated[Path | None, typer.Option(help="CSV of items: item_id, title, ...")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="A .safetensors file (visual, text; rows as in the items file), or a folder with "
+            "visual.npy, text.npy and item_ids.npy. A folder source brings its own."
+        ),
+    ] = None,
+    visual_encoder: Annotated[str, typer.Option(help="What made the visual features.")] = "",
+    text_encoder: Annotated[str, typer.Option(help="What made the text features.")] = "",
+    user_column: Annotated[str, typer.Option(help="CSV, parquet: user ids.")] = "user_id",
+    item_column: Annotated[str, typer.Option(help="CSV, parquet: item ids.")] = "item_id",
+    time_column: Annotated[str, typer.Option(help="CSV, parquet: a number.")] = "timestamp",
+    min_rating: Annotated[float | None, typer.Option(help="Drop lower ratings.")] = None,
+    duplicates: Annotated[
+        Duplicates, typer.Option(help="Repeated (user, item) pairs: refuse, or keep one.")
+    ] = Duplicates.refuse,
+    sort: Annotated[bool, typer.Option("--sort", help="Sort by time (MovieLens: always).")] = False,
+    most_active: Annotated[
+        int | None, typer.Option(min=1, help="Only this many users, the most active ones.")
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option(min=3, help="Only the last N interactions of each user.")
+    ] = None,
+    k_core: Annotated[
+        int, typer.Option(min=1, help="Interactions that each user and item must have.")
+    ] = 5,
+    cold_fraction: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the items to hold out as cold.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of cold items.")] = 0,
+    name: Annotated[str, typer.Option(help="Name of the dataset.")] = "",
+) -> None:
+    """Import MovieLens, CSV, parquet or a folder, into a dataset that the app can open."""
+    from tools.importers import ImportOptions, import_dataset
+
+    options = ImportOptions(
+        format=format.value,
+        items=items,
+        features=features,
+        visual_encoder=visual_encoder,
+        text_encoder=text_encoder,
+        user_column=user_column,
+        item_column=item_column,
+        time_column=time_column,
+        min_rating=min_rating,
+        duplicates=duplicates.value,
+        sort=sort,
+        most_active=most_active,
+        last=last,
+        k_core=k_core,
+        cold_fraction=cold_fraction,
+        seed=seed,
+        name=name,
+    )
+    _describe(import_dataset(source, output, options), output)
+
+
+@app.command()
+def demo(output: Output, seed: Annotated[int, typer.Option(help="Seed.")] = 0) -> None:
+    """Write the embedded demo dataset to a folder."""
+    from client_app.demo import write_demo
+
+    _describe(write_demo(output, seed), output)
+
+
+@app.command()
+def split(
+    dataset: Dataset,
+    output: Output,
+    num_partitions: Annotated[int, typer.Option(min=1, help="Number of parts.")],
+) -> None:
+    """Split a dataset by users into part-0, part-1, ...: one folder for each SuperNode."""
+    from tools.importers import split_dataset
+
+    for part, content in enumerate(split_dataset(dataset, output, num_partitions)):
+        _describe(content, output / f"part-{part}")
+
+
+@app.command()
+def info(dataset: Dataset) -> None:
+    """Check a dataset and say what it holds."""
+    from client_app.data import open_dataset
+
+    _describe(open_dataset(dataset.resolve()).info, dataset)
+
+
+def _describe(content: dict[str, Any], folder: Path) -> None:
+    """Print what a dataset holds, a few lines."""
+    print(f"{content['name']}: {folder.resolve()}")
+    print(
+        f"  {content['users']} users, {content['items']} items, "
+        f"{content['interactions']} interactions"
+    )
+    if content["cold_items"]:
+        print(f"  {content['cold_items']} cold items, {content['cold_cases']} cold test cases")
+    if content["skipped_users"]:
+        print(f"  skipped {content['skipped_users']} users with fewer than 3 interactions")
+    for kind, encoder in content["encoders"].items():
+        dim, coverage = content[f"{kind}_dim"], content[f"{kind}_coverage"]
+        print(f"  {kind}: {dim} dimensions by {encoder}, {coverage:.1%} of the items")
