@@ -38,9 +38,7 @@ def _train(node: Node, content: RecordDict) -> RecordDict:
     plan = messages.read_plan(content)
     node.check_plan(plan)
     load_groups(node.model, messages.read_arrays(content), stage_of(plan.stage).trained)
-    update = train_round(
-        node.model, node.dataset, node.rows, plan, node.settings.users_per_batch
-    )
+    update = train_round(node.model, node.dataset, node.rows, plan, node.settings.users_per_batch)
     return messages.update_content(update)
 
 

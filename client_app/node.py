@@ -1,5 +1,6 @@
 """A node: the users it hosts, their dataset and one resident model, kept for the process's life."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from shared_model.messages import NodeReport
 from shared_model.model import Recommender, build
 from shared_model.plan import EvaluationPlan, RoundPlan
 
+_FEATURE_FACTS = ("visual_dim", "text_dim", "visual_coverage", "text_coverage", "encoders")
 Pairs = tuple[tuple[str, Value], ...]
 
 
@@ -52,6 +54,7 @@ class Node:
             history_digest=f"{history_digest(self.dataset, self.rows):064x}",
             catalogue_sha256=self.dataset.catalogue_sha256,
             features_sha256=self.dataset.features_sha256,
+            features=json.dumps({key: self.dataset.info.get(key) for key in _FEATURE_FACTS}),
             app_sha256=app_sha256(),
         )
 

@@ -12,7 +12,7 @@ from shared_model.model import Arrays
 
 _MOMENTUM = 0.9
 _BETA1, _BETA2, _EPS = 0.9, 0.99, 1e-8
-_WARMUP, _DECAY = 0.03, 0.3
+_DECAY = 0.3
 
 
 class ServerOptimizer:
@@ -49,11 +49,9 @@ class ServerOptimizer:
 def scheduled_rate(schedule: str, rate: float, round_: int, num_rounds: int) -> float:
     """The server learning rate of a round, counted from 1.
 
-    ``wsd`` (warmup, stable, decay; Hu et al., "MiniCPM", 2024, section 4) rises over the first 3%
-    of the rounds, stays, and falls linearly to zero over the last 30%.
+    ``decay`` is constant and falls linearly to zero over the last 30% of the rounds. A warmup is
+    not offered: it cost 3% of HR@10 on MovieLens-1M (docs/log.md).
     """
     if schedule == "constant":
         return rate
-    warmup = round_ / max(1.0, _WARMUP * num_rounds)
-    decay = (num_rounds - round_ + 1) / max(1.0, _DECAY * num_rounds)
-    return rate * min(1.0, warmup, decay)
+    return rate * min(1.0, (num_rounds - round_ + 1) / (_DECAY * num_rounds))

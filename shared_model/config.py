@@ -12,7 +12,7 @@ from shared_model.model import ModelShape
 Value = bool | int | float | str
 
 SERVER_OPTIMIZERS = ("sgd", "momentum", "adam")
-SERVER_SCHEDULES = ("constant", "wsd")
+SERVER_SCHEDULES = ("constant", "decay")
 WEIGHTINGS = ("targets", "uniform")
 
 

@@ -33,12 +33,13 @@ class NodeReport:
     history_digest: str  # hex, adds up over nodes modulo 2**256
     catalogue_sha256: str
     features_sha256: str
+    features: str  # JSON: dimensions, coverages and encoders
     app_sha256: str
 
 
-def plan_content(plan: RoundPlan, arrays: Arrays) -> RecordDict:
+def plan_content(plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
     """A round plan with the arrays it starts from."""
-    return RecordDict({"plan": ConfigRecord(asdict(plan)), "arrays": to_record(arrays)})
+    return RecordDict({"plan": ConfigRecord(asdict(plan)), "arrays": arrays})
 
 
 def read_plan(content: RecordDict) -> RoundPlan:
@@ -51,12 +52,16 @@ def to_record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({n: Array(t.detach().cpu().numpy()) for n, t in arrays.items()})
 
 
+def from_record(record: ArrayRecord) -> Arrays:
+    """Flower arrays as named tensors."""
+    return {name: torch.from_numpy(record[name].numpy()) for name in record}
+
+
 def read_arrays(content: RecordDict) -> Arrays:
     """The named tensors of a message."""
     if "arrays" not in content.array_records:
         raise NodeError("message without arrays", expected="an ArrayRecord named 'arrays'")
-    record = content.array_records["arrays"]
-    return {name: torch.from_numpy(record[name].numpy()) for name in record}
+    return from_record(content.array_records["arrays"])
 
 
 def update_content(update: LocalUpdate) -> RecordDict:
@@ -87,9 +92,9 @@ def read_update(content: RecordDict) -> LocalUpdate:
         raise NodeError("unreadable update", where="reply to train", got=repr(error)) from error
 
 
-def evaluation_content(request: EvaluationPlan, arrays: Arrays) -> RecordDict:
+def evaluation_content(plan: EvaluationPlan, arrays: ArrayRecord) -> RecordDict:
     """A request to score arrays on a split."""
-    return RecordDict({"plan": ConfigRecord(asdict(request)), "arrays": to_record(arrays)})
+    return RecordDict({"plan": ConfigRecord(asdict(plan)), "arrays": arrays})
 
 
 def read_evaluation(content: RecordDict) -> EvaluationPlan:

@@ -102,6 +102,15 @@ def test_a_user_with_three_items_has_no_training_pair(make_dataset: Any) -> None
     assert pad_batch(dataset, np.array([0]), "valid", 10)[0].tolist() == [[4]]
 
 
+def test_a_cold_case_needs_ten_items_before_it(make_dataset: Any) -> None:
+    warm = list(range(1, 13))
+    dataset = make_dataset(
+        {1: [*warm[:10], 13], 2: [*warm[:9], 13, *warm[9:]]}, num_items=13, cold={13}
+    )
+    assert dataset.cold_target.tolist() == [13, 0]
+    assert dataset.cold_length.tolist() == [10, 0]
+
+
 def test_histories_are_the_rows_asked_for(
     small_dataset: Dataset, small_histories: Histories
 ) -> None:

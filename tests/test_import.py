@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from client_app.data import Dataset, history_digest, open_dataset
 from tools import cli, filters
@@ -209,6 +209,23 @@ def test_features_follow_the_catalogue(tmp_path: Path, folder_source: Path) -> N
     assert (dataset.info["text_dim"], dataset.info["visual_dim"]) == (20, 16)
     assert dataset.info["text_coverage"] == pytest.approx(11 / 12)
     assert dataset.info["visual_coverage"] == pytest.approx(10 / 12)
+
+
+def test_features_of_a_file_follow_the_items_file(tmp_path: Path) -> None:
+    """Rows as in the items file, also where a filter takes items out of the catalogue."""
+    source = write(tmp_path / "a.csv", LINES)
+    items = write(tmp_path / "items.csv", ["item_id", "9", "3", "1", "8", "2"])
+    save_file({"text": np.eye(5, dtype=np.float32)}, tmp_path / "f.safetensors")
+    files = {"items": items, "features": tmp_path / "f.safetensors"}
+    dataset = import_to(tmp_path / "out", source, **files)
+    assert pd.read_csv(dataset.folder / "items.csv")["item_id"].tolist() == [3, 1, 2]
+    text = load_file(dataset.folder / "features.safetensors")["text"]
+    assert text.argmax(axis=1).tolist() == [1, 2, 4]
+
+
+def test_rows_of_equal_time_keep_their_order(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.csv", [LINES[0], "1,3,5", "1,1,5", "1,2,5", "1,4,6"])
+    assert histories_of(import_to(tmp_path / "out", source)) == {1: [3, 1, 2, 4]}
 
 
 def test_an_import_of_an_import_changes_nothing(tmp_path: Path, folder_source: Path) -> None:

@@ -1,0 +1,88 @@
+"""The ServerApp: read the config, meet the nodes, run the stages in order, print the result."""
+
+import platform
+from importlib.metadata import version
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server_app import report
+from server_app.census import Census, take_census
+from server_app.manifest import Manifest, Record, open_manifest
+from server_app.optimizers import ServerOptimizer
+from server_app.rounds import StageRun
+from server_app.strategy import StageStrategy
+from shared_model.config import Settings, parse_settings
+from shared_model.errors import FedDMMRError
+from shared_model.fingerprint import app_sha256
+from shared_model.model import build, read_groups
+from shared_model.stages import STAGES, Stage, stage_of
+
+app = ServerApp()
+
+VERSION = "0.1.0"  # of the app; pyproject.toml has the same (a test compares)
+
+# Keys that say where and how long, not what is trained: a resumed run may change them.
+_OPERATIONAL = {"stage", "run", "home", "dataset", "redo", "round_timeout", "min_nodes"}
+_OPERATIONAL |= {"node_timeout", "min_participation", "users_per_batch", "device"}
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Entry point of ``flwr run``. An error is one line in the log and a failed run."""
+    try:
+        federate(grid, parse_settings(context.run_config))
+    except FedDMMRError as error:
+        report.say(f"error: {error}")
+        raise
+
+
+def federate(grid: Grid, settings: Settings) -> Record:
+    """Run what ``settings`` asks for on the nodes of ``grid``; returns the manifest's document."""
+    stages = list(STAGES.values()) if settings.stage == 0 else [stage_of(settings.stage)]
+    with open_manifest(settings.home_folder, settings.run) as manifest:
+        census = take_census(grid, settings)
+        manifest.bind(_app_record(), census.dataset(), census.features())
+        report.say(f"{len(census.nodes)} nodes, {census.dataset()['users']} users")
+        for stage in stages:
+            _run_stage(grid, settings, manifest, census, stage)
+        report.closing_table(manifest)
+        return manifest.data
+
+
+def _run_stage(
+    grid: Grid, settings: Settings, manifest: Manifest, census: Census, stage: Stage
+) -> None:
+    manifest.require_order(stage)
+    if manifest.is_complete(stage.number) and not settings.redo:
+        report.say(
+            f"stage {stage.number} ({stage.title}) is complete: nothing to do. To train it again: "
+            f"--run-config 'stage={stage.number} redo=true', or another run='NAME'"
+        )
+        return
+    record = manifest.begin(stage, _stage_config(settings), settings.redo)
+    model = build(settings.shape(census.num_items), settings.seed)
+    strategy = StageStrategy(stage, settings, census, ServerOptimizer(settings.server_optimizer))
+    try:
+        StageRun(grid, strategy, manifest, record).run(read_groups(model, stage.trained))
+    except Exception:
+        record["status"] = "failed"
+        manifest.save()
+        raise
+
+
+def _stage_config(settings: Settings) -> Record:
+    return {k: v for k, v in vars(settings).items() if k not in _OPERATIONAL}
+
+
+def _app_record() -> Record:
+    packages = {name: version(name) for name in ("flwr", "torch", "numpy", "safetensors")}
+    return {
+        "name": "feddmmr",
+        "version": VERSION,
+        "sha256": app_sha256(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "packages": packages,
+    }

@@ -1,0 +1,84 @@
+"""Checkpoints: safetensors files written whole or not at all, and verified on use."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from server_app.optimizers import ServerOptimizer
+from shared_model.errors import ManifestError
+from shared_model.fingerprint import file_sha256
+from shared_model.model import Arrays
+
+_MODEL, _OPTIMIZER = "model/", "optimizer/"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Temporary file, fsync, rename, fsync of the folder: ``path`` is whole or as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+
+    def write() -> None:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    _or_explain(write, path, temporary)
+
+
+def _or_explain(write: Callable[[], None], path: Path, temporary: Path) -> None:
+    try:
+        write()
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ManifestError(
+            "cannot write an artifact",
+            where=str(path),
+            got=str(error),
+            todo="free disk space or choose another 'home', then submit the same run again",
+        ) from error
+
+
+def save_checkpoint(path: Path, arrays: Arrays, optimizer: ServerOptimizer | None = None) -> str:
+    """Write model arrays, and the optimizer's if given; returns the file's sha256."""
+    named = {_MODEL + name: value.contiguous() for name, value in arrays.items()}
+    metadata = {"format": "1"}
+    if optimizer is not None:
+        named |= {_OPTIMIZER + name: value for name, value in optimizer.state.items()}
+        metadata["optimizer_steps"] = str(optimizer.steps)
+    write_atomically(path, save(named, metadata))
+    return file_sha256(path)
+
+
+def load_checkpoint(path: Path, sha256: str, optimizer: ServerOptimizer | None = None) -> Arrays:
+    """The model arrays of a checkpoint; fills the optimizer's state if one is given.
+
+    ``ManifestError`` if the file is missing, unreadable or not the one that was recorded.
+    """
+    if not path.is_file() or file_sha256(path) != sha256:
+        raise ManifestError(
+            "a checkpoint is missing or was changed",
+            where=str(path),
+            expected=f"sha256 {sha256[:12]}",
+            got=file_sha256(path)[:12] if path.is_file() else "no file",
+            todo="restore the file, or train the stage again with redo=true",
+        )
+    try:
+        named = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ManifestError("unreadable checkpoint", where=str(path), got=str(error)) from error
+    if optimizer is not None:
+        optimizer.state = _strip(named, _OPTIMIZER)
+    return _strip(named, _MODEL)
+
+
+def _strip(named: Arrays, prefix: str) -> Arrays:
+    return {n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix)}

@@ -1,0 +1,168 @@
+"""The manifest: what a run is made of, which stages hold, and the order between them.
+
+Written last and atomically; a checkpoint counts only once the manifest names it. Two processes
+cannot write one run: the folder is locked while a run is open (the lock dies with its process).
+"""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from server_app.checkpoint import write_atomically
+from shared_model.errors import ManifestError
+from shared_model.stages import STAGES, Stage
+
+FORMAT = 1
+_TOP = {"format", "run", "app", "dataset", "features", "stages", "superseded"}
+
+Record = dict[str, Any]
+
+
+class Manifest:
+    """One run's record. ``data`` is the JSON document of design section 5."""
+
+    def __init__(self, folder: Path, data: Record) -> None:
+        self.folder = folder
+        self.data = data
+
+    @property
+    def path(self) -> Path:
+        """Where the manifest lies."""
+        return self.folder / "manifest.json"
+
+    def stage(self, number: int) -> Record | None:
+        """What the run recorded for a stage, or ``None``."""
+        record: Record | None = self.data["stages"].get(str(number))
+        return record
+
+    def is_complete(self, number: int) -> bool:
+        """Whether a stage is complete and not stale."""
+        record = self.stage(number)
+        return record is not None and record["status"] == "complete"
+
+    def save(self) -> None:
+        """Write the manifest, whole or not at all."""
+        text = json.dumps(self.data, indent=1, sort_keys=True, allow_nan=False)
+        write_atomically(self.path, text.encode())
+
+    def bind(self, app: Record, dataset: Record, features: Record) -> None:
+        """Tie a new run to its data; refuse to go on with an old one on other data."""
+        for name, value in {"dataset": dataset, "features": features}.items():
+            if self.data["stages"] and self.data[name]["sha256"] != value["sha256"]:
+                raise ManifestError(
+                    f"this run belongs to another {name}",
+                    where=str(self.path),
+                    expected=f"sha256 {self.data[name]['sha256'][:12] or 'none'}",
+                    got=value["sha256"][:12] or "none",
+                    todo="choose another name with run='NAME'",
+                )
+        self.data |= {"app": app, "dataset": dataset, "features": features}
+
+    def require_order(self, stage: Stage) -> None:
+        """``ManifestError`` unless every stage before this one is complete (invariant 3)."""
+        for number in range(1, stage.number):
+            if not self.is_complete(number):
+                record = self.stage(number)
+                raise ManifestError(
+                    f"stage {stage.number} needs a complete stage {number}",
+                    where=str(self.path),
+                    expected=f"stage {number} complete",
+                    got=record["status"] if record else "not run",
+                    todo=f"run stage={number} first, or stage=0 for all in order",
+                )
+
+    def begin(self, stage: Stage, config: Record, redo: bool) -> Record:
+        """The stage's record to go on with: a fresh one, or a cut-off one of the same config."""
+        old = self.stage(stage.number)
+        if old is not None and not redo and old["status"] in ("running", "failed"):
+            _require_same_config(old["config"], config, self.path)
+            old["status"] = "running"
+            return old
+        if old is not None:
+            self.data["superseded"].append({"stage": stage.number, **old})
+        parent = self.stage(stage.number - 1)
+        record: Record = {
+            "status": "running",
+            "parent_sha256": parent["sha256"] if parent else "",
+            "checkpoint": "",
+            "sha256": "",
+            "last": {},
+            "loaded": list(stage.frozen),
+            "trained": list(stage.trained),
+            "frozen": list(stage.frozen),
+            "config": config,
+            "seed": config["seed"],
+            "best_round": 0,
+            "rounds": [],
+            "valid": {},
+            "test": {},
+            "privacy": {},
+        }
+        self.data["stages"][str(stage.number)] = record
+        for later in range(stage.number + 1, max(STAGES) + 1):
+            if (following := self.stage(later)) is not None:
+                following["status"] = "stale"
+        return record
+
+
+@contextmanager
+def open_manifest(home: Path, run: str) -> Iterator[Manifest]:
+    """The manifest of ``home/runs/run``, locked; a new one if the run is new.
+
+    ``ManifestError`` if another process holds the run, or the file is not a manifest.
+    """
+    folder = home / "runs" / run
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise ManifestError(
+            "cannot write the run's folder",
+            where=str(folder),
+            got=str(error),
+            todo="choose a writable folder with home='/abs/path'",
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ManifestError(
+                "another process writes this run",
+                where=str(folder),
+                todo="wait for it to end, or choose another name with run='NAME'",
+            ) from error
+        yield Manifest(folder, _read(folder / "manifest.json", run))
+
+
+def _read(path: Path, run: str) -> Record:
+    if not path.exists():
+        empty: Record = {"app": {}, "dataset": {}, "features": {}, "stages": {}, "superseded": []}
+        return {"format": FORMAT, "run": run} | empty
+    try:
+        data: Record = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError("unreadable manifest", where=str(path), got=str(error)) from error
+    if not isinstance(data, dict) or set(data) != _TOP or data["format"] != FORMAT:
+        raise ManifestError(
+            "not a manifest of this version",
+            where=str(path),
+            expected=f"format {FORMAT} with {', '.join(sorted(_TOP))}",
+            got=", ".join(sorted(data)) if isinstance(data, dict) else type(data).__name__,
+            todo="restore the file, or choose another name with run='NAME'",
+        )
+    return data
+
+
+def _require_same_config(old: Record, new: Record, path: Path) -> None:
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    if changed:
+        raise ManifestError(
+            "a run that was cut off goes on with its own settings only",
+            where=str(path),
+            expected=", ".join(f"{key}={old.get(key)}" for key in changed),
+            got=", ".join(f"{key}={new.get(key)}" for key in changed),
+            todo="restore these settings, start over with redo=true, or choose another run='NAME'",
+        )

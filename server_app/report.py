@@ -1,0 +1,59 @@
+"""What a user sees: a line a round, and a table at the end."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from server_app.manifest import Manifest
+from shared_model.metrics import PROTOCOLS
+
+Record = dict[str, Any]
+
+
+def say(line: str) -> None:
+    """A line in the run's log, at once."""
+    print(line, flush=True)
+
+
+def round_line(stage: int, num_rounds: int, entry: Record) -> str:
+    """Round, participants, loss, validation, seconds and bytes of one round."""
+    loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
+    parts = [
+        f"stage {stage} round {entry['round']:>{len(str(num_rounds))}}/{num_rounds}",
+        f"{entry['participants']} users",
+        f"loss {loss}",
+    ]
+    if "valid" in entry:
+        best = entry["valid"]["all"]["uniform-100"]
+        parts.append(f"valid HR@10 {best['hr@10']:.4f} NDCG@10 {best['ndcg@10']:.4f}")
+    traffic = f"{_size(entry['bytes_down'])} down {_size(entry['bytes_up'])} up"
+    parts += [f"{entry['seconds']:.1f} s", traffic]
+    if entry["dropped"]:
+        parts.append("dropped " + ", ".join(drop["node"] for drop in entry["dropped"]))
+    return "  ".join(parts)
+
+
+def closing_table(manifest: Manifest) -> None:
+    """Validation and test of every stage, and where the manifest is."""
+    table = Table(title=f"run '{manifest.data['run']}'", title_justify="left")
+    for heading in ("stage", "status", "best round", "split", "group"):
+        table.add_column(heading)
+    for protocol in PROTOCOLS:
+        table.add_column(f"{protocol}\nHR@10 / NDCG@10", justify="right")
+    for number, record in sorted(manifest.data["stages"].items()):
+        for split in ("valid", "test"):
+            for group, cells in record[split].items():
+                head = (number, record["status"], str(record["best_round"]), split, group)
+                table.add_row(*head, *(_cell(cells.get(protocol)) for protocol in PROTOCOLS))
+    console = Console(width=110)
+    console.print(table)
+    say(f"manifest: {manifest.path}")
+
+
+def _cell(values: dict[str, float] | None) -> str:
+    return "-" if values is None else f"{values['hr@10']:.4f} / {values['ndcg@10']:.4f}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

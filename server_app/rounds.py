@@ -1,0 +1,186 @@
+"""The round loop: train, validate, keep the best, stop early, test once.
+
+``Strategy.start`` has no best checkpoint, no early stopping, no resume and no deadline policy, so
+the loop over the strategy's four hooks is the project's own.
+"""
+
+import time
+from typing import Any, Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from server_app import report
+from server_app.checkpoint import load_checkpoint, save_checkpoint
+from server_app.manifest import Manifest, Record
+from server_app.strategy import StageStrategy
+from shared_model import messages
+from shared_model.errors import RoundError
+from shared_model.metrics import MetricSums, Report
+from shared_model.model import Arrays
+
+_ATTEMPTS = 2  # a round that too few nodes completed is tried once more
+SELECT_BY = ("all", "full", "ndcg@10")  # the validation metric that the best round maximises
+
+
+class StageRun:
+    """One stage of one run in progress."""
+
+    def __init__(
+        self, grid: Grid, strategy: StageStrategy, manifest: Manifest, record: Record
+    ) -> None:
+        self.grid = grid
+        self.strategy = strategy
+        self.manifest = manifest
+        self.record = record
+        self.stage = strategy.stage.number
+
+    def run(self, initial: Arrays) -> None:
+        """From the initial arrays, or from the last saved round, to the tested best checkpoint."""
+        arrays, done = self._resume(initial)
+        if done < 0:
+            entry: Record = {"round": 0, "participants": 0, "loss": None, "dropped": []}
+            self._validate(0, arrays, entry)
+            self._finish_round(entry, time.monotonic(), arrays)
+        for round_ in range(max(done, 0) + 1, self.strategy.num_rounds + 1):
+            if self._patience_is_over():
+                report.say(
+                    f"stage {self.stage}: early stop, best round {self.record['best_round']}"
+                )
+                break
+            arrays = self._round(round_, arrays)
+        self._complete()
+
+    def _resume(self, initial: Arrays) -> tuple[Arrays, int]:
+        """Arrays and number of the last saved round; -1 if there is none."""
+        last = self.record["last"]
+        if not last:
+            return initial, -1
+        path = self.manifest.folder / last["file"]
+        arrays = load_checkpoint(path, last["sha256"], self.strategy.optimizer)
+        self.strategy.optimizer.steps = last["optimizer_steps"]
+        report.say(f"stage {self.stage}: resumed after round {last['round']}")
+        return arrays, last["round"]
+
+    def _round(self, round_: int, arrays: Arrays) -> Arrays:
+        """One round of training, with validation and a checkpoint where they are due."""
+        started = time.monotonic()
+        new, sums = self._train(round_, arrays)
+        exchange = self.strategy.exchange
+        entry: Record = {
+            "round": round_,
+            "participants": int(_scalar(sums, "participants")),
+            "nodes": int(_scalar(sums, "nodes")),
+            "loss": _scalar(sums, "loss") if "loss" in sums else None,
+            "bytes_down": exchange.bytes_down,
+            "bytes_up": exchange.bytes_up,
+            "dropped": exchange.dropped,
+        }
+        every = self.strategy.settings.evaluate_every
+        due = round_ % every == 0 or round_ == self.strategy.num_rounds
+        if due:
+            self._validate(round_, new, entry)
+        self._finish_round(entry, started, new if due else None)
+        return new
+
+    def _train(self, round_: int, arrays: Arrays) -> tuple[Arrays, MetricRecord]:
+        record = messages.to_record(arrays)
+        for attempt in range(1, _ATTEMPTS + 1):
+            requests = self.strategy.configure_train(round_, record, ConfigRecord(), self.grid)
+            replies = self.grid.send_and_receive(
+                requests, timeout=self.strategy.settings.round_timeout
+            )
+            try:
+                new, sums = self.strategy.aggregate_train(round_, replies)
+            except RoundError as error:
+                if attempt == _ATTEMPTS:
+                    raise
+                report.say(f"stage {self.stage}: round {round_} is tried again: {error}")
+                continue
+            return (
+                messages.from_record(new) if new is not None else arrays
+            ), sums or MetricRecord()
+        raise AssertionError("unreachable")
+
+    def _evaluate(self, round_: int, arrays: Arrays, split: Literal["valid", "test"]) -> Report:
+        self.strategy.split = split
+        record: ArrayRecord = messages.to_record(arrays)
+        requests = self.strategy.configure_evaluate(round_, record, ConfigRecord(), self.grid)
+        replies = self.grid.send_and_receive(requests, timeout=self.strategy.settings.round_timeout)
+        sums = self.strategy.aggregate_evaluate(round_, replies)
+        return MetricSums({k: float(v) for k, v in (sums or {}).items()}).report()  # type: ignore[arg-type]
+
+    def _validate(self, round_: int, arrays: Arrays, entry: Record) -> None:
+        """Score this round's own arrays; keep them if they are the best so far."""
+        entry["valid"] = self._evaluate(round_, arrays, "valid")
+        entry["nodes"] = entry.get("nodes", len(self.strategy.census.nodes))
+        for name in ("bytes_down", "bytes_up"):
+            entry[name] = entry.get(name, 0) + getattr(self.strategy.exchange, name)
+        entry["dropped"] = entry["dropped"] + self.strategy.exchange.dropped
+        if not self.record["checkpoint"] or selected(entry) > self._best():
+            self._keep_best(round_, arrays, entry["valid"])
+
+    def _best(self) -> float:
+        return selected(self.record)
+
+    def _keep_best(self, round_: int, arrays: Arrays, valid: Report) -> None:
+        file = f"stage{self.stage}-round{round_:04d}.safetensors"
+        sha256 = save_checkpoint(self.manifest.folder / file, arrays)
+        self.record |= {"checkpoint": file, "sha256": sha256, "best_round": round_, "valid": valid}
+
+    def _finish_round(self, entry: Record, started: float, save: Arrays | None) -> None:
+        entry["seconds"] = round(time.monotonic() - started, 3)
+        self.record["rounds"].append(entry)
+        report.say(report.round_line(self.stage, self.strategy.num_rounds, entry))
+        if save is not None:
+            self._save_last(entry["round"], save)
+
+    def _save_last(self, round_: int, arrays: Arrays) -> None:
+        """Checkpoint first, then the manifest that names it, then the files nobody names."""
+        file = f"stage{self.stage}-last{round_:04d}.safetensors"
+        optimizer = self.strategy.optimizer
+        sha256 = save_checkpoint(self.manifest.folder / file, arrays, optimizer)
+        self.record["last"] = {
+            "file": file,
+            "sha256": sha256,
+            "round": round_,
+            "optimizer_steps": optimizer.steps,
+        }
+        self.manifest.save()
+        self._remove_unnamed()
+
+    def _remove_unnamed(self) -> None:
+        named = {self.record["checkpoint"], self.record["last"].get("file", "")}
+        for path in self.manifest.folder.glob(f"stage{self.stage}-*.safetensors"):
+            if path.name not in named:
+                path.unlink()
+
+    def _patience_is_over(self) -> bool:
+        """Whether the last ``patience`` validations brought nothing better."""
+        patience = self.strategy.settings.patience
+        since = [e for e in self.record["rounds"] if "valid" in e]
+        worse = [e for e in since if e["round"] > self.record["best_round"]]
+        return 0 < patience <= len(worse)
+
+    def _complete(self) -> None:
+        """Open the test split, once, on the best checkpoint."""
+        best = self.record["best_round"]
+        arrays = load_checkpoint(
+            self.manifest.folder / self.record["checkpoint"], self.record["sha256"]
+        )
+        self.record["test"] = self._evaluate(best, arrays, "test")
+        self.record["status"] = "complete"
+        self.record["last"] = {}
+        self.manifest.save()
+        self._remove_unnamed()
+
+
+def selected(entry: Record) -> float:
+    """The validation figure by which rounds are compared."""
+    group, protocol, metric = SELECT_BY
+    return float(entry["valid"][group][protocol][metric])
+
+
+def _scalar(sums: MetricRecord, key: str) -> float:
+    value: Any = sums[key]
+    return float(value)

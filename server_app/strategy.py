@@ -1,0 +1,160 @@
+"""The strategy: a stage's round plan out, its trained groups back, a server optimizer step."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from server_app.aggregate import check_update, reduce_updates
+from server_app.census import Census
+from server_app.optimizers import ServerOptimizer, scheduled_rate
+from shared_model import messages
+from shared_model.config import Settings
+from shared_model.errors import FedDMMRError, RoundError
+from shared_model.fingerprint import app_sha256
+from shared_model.metrics import merge
+from shared_model.model import Arrays
+from shared_model.plan import EvaluationPlan, LocalUpdate, RoundPlan
+from shared_model.stages import Stage
+
+
+@dataclass
+class Exchange:
+    """What one request to all nodes cost, and who was left out of it."""
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    dropped: list[dict[str, str]] = field(default_factory=list)
+
+
+class StageStrategy(Strategy):
+    """Flower's four hooks for one stage. The round loop reads ``exchange`` after each pair."""
+
+    def __init__(
+        self, stage: Stage, settings: Settings, census: Census, optimizer: ServerOptimizer
+    ) -> None:
+        self.stage = stage
+        self.settings = settings
+        self.census = census
+        self.optimizer = optimizer
+        self.num_rounds = settings.num_rounds or stage.default_rounds
+        self.split: Literal["valid", "test"] = "valid"
+        self.exchange = Exchange()
+        self._arrays: Arrays = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Sequence[Message]:
+        """One plan for every node: who takes part is decided there, user by user."""
+        self._arrays = messages.from_record(arrays)
+        plan = RoundPlan(
+            stage=self.stage.number,
+            round=server_round,
+            seed=self.settings.seed,
+            fraction=self.settings.fraction_train,
+            local_steps=self.settings.local_steps,
+            learning_rate=self.settings.client_learning_rate,
+            weighting=self.settings.weighting,
+            dropout=self.settings.dropout,
+            app_sha256=app_sha256(),
+            catalogue_sha256=self.census.catalogue_sha256,
+        )
+        return self._to_all(messages.plan_content(plan, arrays), messages.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new global arrays, and the round's sums. An empty round changes nothing."""
+        updates: list[LocalUpdate] = []
+        for name, content in self._usable(replies):
+            try:
+                update = messages.read_update(content)
+                check_update(update, self._arrays)
+                updates.append(update)
+            except FedDMMRError as error:
+                self._drop(name, str(error))
+        self._require(len(updates))
+        mean = reduce_updates(updates, self._arrays)
+        if mean is None:
+            return None, MetricRecord({"participants": 0, "targets": 0, "nodes": len(updates)})
+        rate = scheduled_rate(
+            self.settings.server_schedule,
+            self.settings.server_learning_rate,
+            server_round,
+            self.num_rounds,
+        )
+        arrays = self.optimizer.step(self._arrays, mean.delta, rate)
+        sums = {"loss": mean.loss, "participants": mean.participants, "targets": mean.targets}
+        return messages.to_record(arrays), MetricRecord(sums | {"nodes": len(updates)})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Sequence[Message]:
+        """All nodes score the arrays of this round on ``self.split``."""
+        plan = EvaluationPlan(
+            stage=self.stage.number,
+            round=server_round,
+            seed=self.settings.seed,
+            split=self.split,
+            app_sha256=app_sha256(),
+            catalogue_sha256=self.census.catalogue_sha256,
+        )
+        return self._to_all(messages.evaluation_content(plan, arrays), messages.EVALUATE)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Metric sums over all users of the nodes that answered."""
+        parts: list[dict[str, float]] = []
+        for name, content in self._usable(replies):
+            try:
+                parts.append(messages.read_metrics(content))
+            except FedDMMRError as error:
+                self._drop(name, str(error))
+        self._require(len(parts))
+        return MetricRecord(dict(merge(parts).sums))
+
+    def summary(self) -> None:
+        """Nothing: the report prints what a run did."""
+
+    def _to_all(self, content: RecordDict, message_type: str) -> list[Message]:
+        size = messages.content_bytes(content)
+        self.exchange = Exchange(bytes_down=size * len(self.census.nodes))
+        return [Message(content, node, message_type) for node in self.census.nodes]
+
+    def _usable(self, replies: Iterable[Message]) -> list[tuple[str, RecordDict]]:
+        """Name and content of each node that answered, in partition order; the rest is dropped."""
+        by_node = {reply.metadata.src_node_id: reply for reply in replies}
+        usable = []
+        for node_id in self.census.nodes:
+            name = self.census.name_of(node_id)
+            if node_id not in by_node:
+                self._drop(name, "no reply before the deadline, or the node left")
+                continue
+            try:
+                content = messages.check_reply(by_node[node_id])
+            except FedDMMRError as error:
+                self._drop(name, str(error))
+                continue
+            self.exchange.bytes_up += messages.content_bytes(content)
+            usable.append((name, content))
+        return usable
+
+    def _drop(self, name: str, reason: str) -> None:
+        self.exchange.dropped.append({"node": name, "reason": reason})
+
+    def _require(self, answered: int) -> None:
+        """``RoundError`` if fewer than ``min-participation`` of the nodes answered usably."""
+        share = answered / len(self.census.nodes)
+        if share < self.settings.min_participation or not answered:
+            first = self.exchange.dropped[0]
+            raise RoundError(
+                "too few nodes answered",
+                where=f"{first['node']}: {first['reason']}",
+                expected=f"{self.settings.min_participation:.0%} of the nodes",
+                got=f"{answered} of {len(self.census.nodes)}",
+                todo="mend the node and submit the same run again: it resumes",
+            )
