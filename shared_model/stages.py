@@ -23,7 +23,7 @@ class Stage:
 
 
 STAGES: dict[int, Stage] = {
-    1: Stage(1, "ID backbone", ("item_embedding", "backbone"), (), 300),
+    1: Stage(1, "ID backbone", ("item_embedding", "backbone"), (), 60),
 }
 
 
