@@ -1,6 +1,6 @@
 """Local training: every participating user starts from the same global arrays.
 
-Letters: B users of a batch, T positions, I items, D hidden size.
+Letters: B users of a batch, T positions, I items of which W are warm, D hidden size.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from client_app.data import Dataset, pad_batch
@@ -21,20 +21,23 @@ from shared_model.plan import LocalUpdate, RoundPlan
 from shared_model.sasrec import PAD
 from shared_model.stages import stage_of
 
+NONE = -1  # no target at this position
+
 
 @dataclass(frozen=True)
 class UserBatch:
     """Users trained at once, each on its whole training history."""
 
     inputs: Tensor  # [B, T] item indices, left padded
-    targets: Tensor  # [B, T] next items, PAD where there is none
+    targets: Tensor  # [B, T] places of the next items in ``classes``, NONE where there is none
+    classes: Tensor  # [W] items that the softmax runs over: all that are not cold
     weights: Tensor  # [B] each user's share in the aggregate
     keys: np.ndarray  # [B] uint64 user keys
 
     @property
     def per_target(self) -> Tensor:
         """Weight of each target [B, T]: a user's loss is the mean over its own targets."""
-        valid = self.targets != PAD
+        valid = self.targets != NONE
         return (self.weights / valid.sum(1))[:, None] * valid
 
     def dropout(self, plan: RoundPlan, step: int) -> Tensor:
@@ -59,7 +62,7 @@ def train_round(
     for batch in _batches(model, dataset, rows, plan, users_per_batch):
         loss += train_batch(model, batch, plan, sums)
         weight += float(batch.weights.sum())
-        targets += int((batch.targets != PAD).sum())
+        targets += int((batch.targets != NONE).sum())
         participants += len(batch.keys)
     return LocalUpdate(sums, weight, loss, targets, participants)
 
@@ -69,6 +72,7 @@ def _batches(
 ) -> Iterator[UserBatch]:
     """Participating users that have a training target, similar lengths together."""
     device = model.item_embedding.weight.device
+    classes, place_of = _classes(dataset)
     rows = rows[plan.takes_part(dataset.user_keys[rows])]
     lengths = dataset.indptr[rows + 1] - dataset.indptr[rows] - 2  # without valid and test
     rows, lengths = rows[lengths >= 2], lengths[lengths >= 2]
@@ -77,18 +81,30 @@ def _batches(
         chosen = rows[start : start + size]
         padded = pad_batch(dataset, chosen, "train", model.shape.max_length)
         inputs, targets = (torch.from_numpy(array).to(device) for array in padded)
-        counts = (targets != PAD).sum(1).float()
+        targets = place_of.to(device)[targets]
+        counts = (targets != NONE).sum(1).float()
         weights = counts if plan.weighting == "targets" else torch.ones_like(counts)
-        yield UserBatch(inputs, targets, weights, dataset.user_keys[chosen])
+        yield UserBatch(inputs, targets, classes.to(device), weights, dataset.user_keys[chosen])
+
+
+def _classes(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """The softmax's items [W], and each item's place among them [I+1] (NONE: padding, cold).
+
+    A cold item is never a training target, and so never a negative either (design section 3).
+    """
+    warm = ~dataset.cold
+    warm[PAD] = False
+    place_of = np.where(warm, np.cumsum(warm) - 1, NONE)
+    return torch.from_numpy(np.flatnonzero(warm)), torch.from_numpy(place_of)
 
 
 def _one_step(model: Recommender, batch: UserBatch, plan: RoundPlan, sums: Arrays) -> float:
     """Add the batch's weighted updates to ``sums``; returns its summed loss in nats."""
     hidden = model(batch.inputs, Dropout(plan.dropout, batch.dropout(plan, 0)))
-    valid = batch.targets != PAD
-    items = model.item_embedding.weight[1:]
+    valid = batch.targets != NONE
+    items = model.item_embedding.weight[batch.classes]
     weighted, loss = full_softmax(
-        hidden[valid], items, batch.targets[valid] - 1, batch.per_target[valid]
+        hidden[valid], items, batch.targets[valid], batch.per_target[valid]
     )
     parameters = dict(model.named_parameters())
     gradients = torch.autograd.grad(weighted, [parameters[name] for name in sums])
@@ -106,7 +122,7 @@ def _several_steps(model: Recommender, batch: UserBatch, plan: RoundPlan, sums: 
         gradients, losses = _user_gradients(model, start, copies, batch, plan, step)
         copies = {n: copies[n].sub(gradients[n], alpha=plan.learning_rate) for n in sums}
         if step == 0:
-            first_loss = float((losses * (batch.targets != PAD).sum(1)).sum())
+            first_loss = float((losses * (batch.targets != NONE).sum(1)).sum())
     for name in sums:
         sums[name] += torch.tensordot(batch.weights, copies[name] - start[name], dims=1)
     return first_loss
@@ -125,8 +141,8 @@ def _user_gradients(
     def user_loss(own: Arrays, inputs: Tensor, targets: Tensor, key: Tensor) -> Tensor:
         masks = Dropout(plan.dropout, key[None])
         hidden = functional_call(model, {**start, **own}, (inputs[None], masks))[0]  # [T, D]
-        logits = hidden @ own["item_embedding.weight"][1:].T  # [T, I]
-        return F.cross_entropy(logits, targets - 1, ignore_index=PAD - 1)
+        logits = hidden @ own["item_embedding.weight"][batch.classes].T  # [T, W]
+        return functional.cross_entropy(logits, targets, ignore_index=NONE)
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
         gradients, losses = vmap(grad_and_value(user_loss))(

@@ -34,7 +34,7 @@ def check_update(update: LocalUpdate, arrays: Arrays) -> None:
 
 
 def reduce_updates(updates: Iterable[LocalUpdate], arrays: Arrays) -> RoundUpdate | None:
-    """Sum over nodes in the order given, divided by the sum of weights. ``None``: nobody trained."""
+    """Sums over nodes in their order, divided by the sum of weights; ``None`` if nobody trained."""
     sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in arrays.items()}
     weight, loss, targets, participants = 0.0, 0.0, 0, 0
     for update in updates:

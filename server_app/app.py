@@ -41,8 +41,8 @@ def main(grid: Grid, context: Context) -> None:
 def federate(grid: Grid, settings: Settings) -> Record:
     """Run what ``settings`` asks for on the nodes of ``grid``; returns the manifest's document."""
     stages = list(STAGES.values()) if settings.stage == 0 else [stage_of(settings.stage)]
+    census = take_census(grid, settings)  # first: bad data leaves no trace of a run
     with open_manifest(settings.home_folder, settings.run) as manifest:
-        census = take_census(grid, settings)
         manifest.bind(_app_record(), census.dataset(), census.features())
         report.say(f"{len(census.nodes)} nodes, {census.dataset()['users']} users")
         for stage in stages:

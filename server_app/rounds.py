@@ -19,7 +19,6 @@ from shared_model.errors import RoundError
 from shared_model.metrics import MetricSums, Report
 from shared_model.model import Arrays
 
-_ATTEMPTS = 2  # a round that too few nodes completed is tried once more
 SELECT_BY = ("all", "full", "ndcg@10")  # the validation metric that the best round maximises
 
 
@@ -39,9 +38,10 @@ class StageRun:
         """From the initial arrays, or from the last saved round, to the tested best checkpoint."""
         arrays, done = self._resume(initial)
         if done < 0:
+            started = time.monotonic()
             entry: Record = {"round": 0, "participants": 0, "loss": None, "dropped": []}
             self._validate(0, arrays, entry)
-            self._finish_round(entry, time.monotonic(), arrays)
+            self._finish_round(entry, started, arrays)
         for round_ in range(max(done, 0) + 1, self.strategy.num_rounds + 1):
             if self._patience_is_over():
                 report.say(
@@ -57,6 +57,7 @@ class StageRun:
         if not last:
             return initial, -1
         path = self.manifest.folder / last["file"]
+        self.record["rounds"] = [e for e in self.record["rounds"] if e["round"] <= last["round"]]
         arrays = load_checkpoint(path, last["sha256"], self.strategy.optimizer)
         self.strategy.optimizer.steps = last["optimizer_steps"]
         report.say(f"stage {self.stage}: resumed after round {last['round']}")
@@ -84,31 +85,27 @@ class StageRun:
         return new
 
     def _train(self, round_: int, arrays: Arrays) -> tuple[Arrays, MetricRecord]:
+        """One round's new arrays and sums; a round that too few nodes completed is tried again."""
+        try:
+            return self._try_train(round_, arrays)
+        except RoundError as error:
+            report.say(f"stage {self.stage}: round {round_} is tried again: {error}")
+            return self._try_train(round_, arrays)
+
+    def _try_train(self, round_: int, arrays: Arrays) -> tuple[Arrays, MetricRecord]:
         record = messages.to_record(arrays)
-        for attempt in range(1, _ATTEMPTS + 1):
-            requests = self.strategy.configure_train(round_, record, ConfigRecord(), self.grid)
-            replies = self.grid.send_and_receive(
-                requests, timeout=self.strategy.settings.round_timeout
-            )
-            try:
-                new, sums = self.strategy.aggregate_train(round_, replies)
-            except RoundError as error:
-                if attempt == _ATTEMPTS:
-                    raise
-                report.say(f"stage {self.stage}: round {round_} is tried again: {error}")
-                continue
-            return (
-                messages.from_record(new) if new is not None else arrays
-            ), sums or MetricRecord()
-        raise AssertionError("unreachable")
+        requests = self.strategy.configure_train(round_, record, ConfigRecord(), self.grid)
+        replies = self.grid.send_and_receive(requests, timeout=self.strategy.settings.round_timeout)
+        new, sums = self.strategy.aggregate_train(round_, replies)
+        return (arrays if new is None else messages.from_record(new)), sums or MetricRecord()
 
     def _evaluate(self, round_: int, arrays: Arrays, split: Literal["valid", "test"]) -> Report:
         self.strategy.split = split
         record: ArrayRecord = messages.to_record(arrays)
         requests = self.strategy.configure_evaluate(round_, record, ConfigRecord(), self.grid)
         replies = self.grid.send_and_receive(requests, timeout=self.strategy.settings.round_timeout)
-        sums = self.strategy.aggregate_evaluate(round_, replies)
-        return MetricSums({k: float(v) for k, v in (sums or {}).items()}).report()  # type: ignore[arg-type]
+        sums = self.strategy.aggregate_evaluate(round_, replies) or MetricRecord()
+        return MetricSums({key: _scalar(sums, key) for key in sums}).report()
 
     def _validate(self, round_: int, arrays: Arrays, entry: Record) -> None:
         """Score this round's own arrays; keep them if they are the best so far."""

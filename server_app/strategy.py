@@ -87,8 +87,15 @@ class StageStrategy(Strategy):
             self.num_rounds,
         )
         arrays = self.optimizer.step(self._arrays, mean.delta, rate)
-        sums = {"loss": mean.loss, "participants": mean.participants, "targets": mean.targets}
-        return messages.to_record(arrays), MetricRecord(sums | {"nodes": len(updates)})
+        sums = MetricRecord(
+            {
+                "loss": mean.loss,
+                "participants": mean.participants,
+                "targets": mean.targets,
+                "nodes": len(updates),
+            }
+        )
+        return messages.to_record(arrays), sums
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

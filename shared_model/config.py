@@ -127,7 +127,7 @@ def parse_settings(run_config: Mapping[str, Value]) -> Settings:
     """Check every key of a run-config. ``ConfigError`` for unknown, absent or wrong ones."""
     known = {key_of(field.name): field for field in fields(Settings)}
     _check_keys(set(run_config), set(known))
-    values = {
+    values: dict[str, Any] = {
         field.name: _checked(key, field.name, field.type, run_config[key])
         for key, field in known.items()
     }

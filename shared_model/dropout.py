@@ -30,18 +30,20 @@ class Dropout:
             return x
         self.site += 1
         scale = _LEVELS / (_LEVELS - self.dropped)
-        return x * (self._bytes(x) >= self.dropped) * scale
+        return x * (_random_bytes(_site_key(self.keys, self.site), x) >= self.dropped) * scale
 
-    def _bytes(self, x: Tensor) -> Tensor:
-        """A random byte per activation. Positions count from the right: padding changes none."""
-        _, length, width = x.shape
-        assert self.keys is not None
-        lanes = width // 4
-        back = torch.arange(length - 1, -1, -1, device=x.device, dtype=torch.int32)
-        lane = torch.arange(lanes, device=x.device, dtype=torch.int32)
-        counter = (back[:, None] * lanes + lane) * -1640531527  # [T, D/4], golden ratio * 2^32
-        word = _scramble(counter ^ _site_key(self.keys, self.site)[:, None, None])
-        return word.view(torch.uint8)  # [B, T, D]
+
+def _random_bytes(keys: Tensor, x: Tensor) -> Tensor:
+    """A byte per activation, [B] int32 -> [B, T, D] uint8.
+
+    Positions count from the right, so that a wider batch, with more padding, changes none.
+    """
+    _, length, width = x.shape
+    lanes = width // 4
+    back = torch.arange(length - 1, -1, -1, device=x.device, dtype=torch.int32)
+    lane = torch.arange(lanes, device=x.device, dtype=torch.int32)
+    counter = (back[:, None] * lanes + lane) * -1640531527  # [T, D/4], golden ratio * 2^32
+    return _scramble(counter ^ keys[:, None, None]).view(torch.uint8)
 
 
 def _site_key(keys: Tensor, site: int) -> Tensor:

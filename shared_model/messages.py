@@ -130,7 +130,7 @@ def error_content(line: str) -> RecordDict:
 def check_reply(message: Message) -> RecordDict:
     """The reply's content; ``NodeError`` if the node failed or refused."""
     if message.has_error():
-        reason = " ".join(message.error.reason.split())
+        reason = " ".join((message.error.reason or "").split())
         raise NodeError(f"node failed with code {message.error.code}", got=reason[-600:])
     if "error" in message.content.config_records:
         raise NodeError(str(message.content.config_records["error"]["line"]))
@@ -139,9 +139,14 @@ def check_reply(message: Message) -> RecordDict:
 
 def content_bytes(content: RecordDict) -> int:
     """Payload bytes of a message: its arrays, and its other records as text."""
-    arrays = sum(len(a.data) for r in content.array_records.values() for a in r.values())
-    others = (*content.metric_records.values(), *content.config_records.values())
-    return arrays + sum(len(key) + len(str(value)) for r in others for key, value in r.items())
+    total = 0
+    for record in content.array_records.values():
+        total += sum(len(array.data) for array in record.values())
+    for config in content.config_records.values():
+        total += sum(len(key) + len(str(value)) for key, value in config.items())
+    for metrics in content.metric_records.values():
+        total += sum(len(key) + len(str(value)) for key, value in metrics.items())
+    return total
 
 
 def _config(content: RecordDict, name: str) -> dict[str, Any]:

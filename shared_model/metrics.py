@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 CUTOFFS = (5, 10, 20)
-NAMES = tuple(f"{metric}@{k}" for metric in ("hr", "ndcg") for k in CUTOFFS) + ("mrr",)
 PROTOCOLS = ("uniform-100", "full", "full-unseen")
 
 Report = dict[str, dict[str, dict[str, float]]]

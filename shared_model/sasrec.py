@@ -6,7 +6,7 @@ interaction always stands at the last position, so a narrower batch means the sa
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from shared_model.dropout import Dropout
 
@@ -30,8 +30,9 @@ class Attention(nn.Module):
         """``x`` [B, T, D], ``visible`` [B, 1, T, T] bool -> [B, T, D]."""
         split = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, H, D/H]
         query, key, value = split.transpose(1, 3).unbind(2)  # each [B, H, T, D/H]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        return self.output(mixed.transpose(1, 2).flatten(-2))
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        result: Tensor = self.output(mixed.transpose(1, 2).flatten(-2))
+        return result
 
 
 class FeedForward(nn.Module):
@@ -44,7 +45,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [B, T, D] -> [B, T, D]."""
-        return self.output(F.gelu(self.expand(x)))
+        result: Tensor = self.output(functional.gelu(self.expand(x)))
+        return result
 
 
 class Block(nn.Module):
