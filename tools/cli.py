@@ -8,7 +8,7 @@ import sys
 import typer
 
 from shared_model.errors import FedDMMRError
-from tools import baseline_command, data_commands
+from tools import baseline_command, data_commands, run_command
 
 app = typer.Typer(
     help="Federated multimodal sequential recommendation: data and runs.",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app, name="data")
 app.command("baselines")(baseline_command.baselines)
+app.command("run")(run_command.run)
 
 
 def main() -> None:

@@ -1,0 +1,175 @@
+"""`feddmmr run`: `flwr run` for people and CI, with an exit code that tells the truth.
+
+0 only if the run is `finished:completed`, 130 after Ctrl-C or SIGTERM (the run is stopped first,
+and resumes when it is submitted again), otherwise 1 with the reason as the last line of stderr.
+"""
+
+import json
+import signal
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared_model.errors import ConfigError
+from tools.superlink import COMPLETED, Outcome, RunError, SuperLink, open_superlink
+
+Overrides = dict[str, Any]
+INTERRUPTED = 130
+
+
+def run(
+    app: Annotated[
+        Path | None, typer.Argument(help="Project folder of the app.", show_default="this app's")
+    ] = None,
+    config: Annotated[
+        list[Path] | None, typer.Option(help="A TOML file of run-config keys; later ones win.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A run-config key, over the files. TOML values; a bare word is a string.",
+        ),
+    ] = None,
+    stage: Annotated[int | None, typer.Option(help="Same as --set stage=N; 0 is all.")] = None,
+    name: Annotated[str | None, typer.Option("--run", help="Name of the run.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Folder of an imported dataset; empty for the demo.")
+    ] = None,
+    num_supernodes: Annotated[int, typer.Option(min=1, help="Simulated SuperNodes.")] = 2,
+    cpus_per_node: Annotated[int, typer.Option(min=1, help="CPUs that one node takes.")] = 1,
+    gpus_per_node: Annotated[float, typer.Option(min=0, help="GPUs that one node takes.")] = 0.0,
+    connection: Annotated[str, typer.Option(help="Connection of the Flower config.")] = "local",
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="No SuperLink, no Ray: everything in this process.")
+    ] = False,
+) -> None:
+    """Run the app, show its log and wait for its end; the exit code is 0 only if it completed."""
+    shortcuts = {"stage": stage, "run": name, "dataset": _absolute(dataset)}
+    given = {key: value for key, value in shortcuts.items() if value is not None}
+    overrides = merge(config or [], set_ or []) | given
+    settings = checked(app or own_app(), overrides)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if in_process:
+        _run_here(app, settings, num_supernodes)
+    else:
+        nodes = federation_config(num_supernodes, cpus_per_node, gpus_per_node)
+        _run_there(open_superlink(connection), app or own_app(), overrides, nodes)
+
+
+def own_app() -> Path:
+    """The source checkout that this command belongs to, or else the current folder."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def merge(files: list[Path], pairs: list[str]) -> Overrides:
+    """Run-config keys of the files in order, then of the KEY=VALUE pairs."""
+    merged: Overrides = {}
+    for file in files:
+        try:
+            merged |= tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "unreadable config file", where=str(file), expected="TOML", got=str(error)
+            ) from error
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError("not a pair", where="--set", expected="KEY=VALUE", got=pair)
+        merged[key.strip()] = typed(text.strip())
+    return merged
+
+
+def typed(text: str) -> bool | int | float | str:
+    """A TOML value; what is no TOML value of a run-config type is a string as it stands."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def checked(app: Path, overrides: Overrides) -> Overrides:
+    """All settings by field name: the app's defaults under the overrides, each of them checked."""
+    from shared_model.config import default_config, parse_settings
+
+    try:
+        defaults = default_config(app / "pyproject.toml")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            "not the project folder of the app",
+            where=str(app.absolute()),
+            expected="a pyproject.toml with [tool.flwr.app.config]",
+            got=str(error),
+            todo="name the folder: feddmmr run FOLDER",
+        ) from error
+    return vars(parse_settings(defaults | overrides))
+
+
+def as_toml(overrides: Overrides) -> str:
+    """Checked overrides (scalars only) as a TOML document: of these, JSON's notation is TOML's."""
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
+    return "\n".join(lines) + "\n"
+
+
+def federation_config(num_supernodes: int, cpus: int, gpus: float) -> str:
+    """The simulated nodes; a SuperLink with real SuperNodes has its own and ignores this."""
+    resources = f"client-resources-num-cpus={cpus} client-resources-num-gpus={gpus}"
+    return f"num-supernodes={num_supernodes} {resources}"
+
+
+def verdict(run_id: str, outcome: Outcome, app_error: str) -> None:
+    """``RunError`` unless the run completed: the app's own error line, or else Flower's reason."""
+    if outcome.status == COMPLETED:
+        return
+    reason = f"run {run_id} is {outcome.status}" + f": {outcome.details}" * bool(outcome.details)
+    if not app_error:
+        raise RunError(reason)
+    print(reason, file=sys.stderr)
+    raise RunError(app_error)
+
+
+def _absolute(dataset: str | None) -> str | None:
+    return str(Path(dataset).expanduser().resolve()) if dataset else dataset
+
+
+def _run_here(app: Path | None, settings: Overrides, num_supernodes: int) -> None:
+    from tools.in_process import run_in_process
+
+    if app is not None and app.resolve() != own_app():
+        raise ConfigError(
+            "--in-process runs this command's own app", expected=str(own_app()), got=str(app)
+        )
+    try:
+        run_in_process(num_supernodes, **settings)
+    except KeyboardInterrupt:
+        _interrupted("submit the same run again to resume it")
+
+
+def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str) -> None:
+    run_id = ""
+    try:
+        with tempfile.TemporaryDirectory(prefix="feddmmr-") as folder:
+            file = Path(folder) / "run.toml"
+            file.write_text(as_toml(overrides), encoding="utf-8")
+            run_id = superlink.submit(app.resolve(), file, nodes)
+        print(f"run {run_id} on {superlink.connection}", flush=True)
+        app_error = superlink.follow(run_id)
+        outcome = superlink.wait(run_id)
+    except KeyboardInterrupt:
+        if not run_id:
+            _interrupted("the run may have been submitted: see `flwr list`")
+        superlink.stop(run_id)
+        _interrupted(f"run {run_id} is stopped; submit the same run again to resume it")
+    verdict(run_id, outcome, app_error)
+
+
+def _interrupted(line: str) -> None:
+    print(f"interrupted: {line}", file=sys.stderr)
+    raise typer.Exit(INTERRUPTED)
