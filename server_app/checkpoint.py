@@ -50,11 +50,9 @@ def _or_explain(write: Callable[[], None], path: Path, temporary: Path) -> None:
 def save_checkpoint(path: Path, arrays: Arrays, optimizer: ServerOptimizer | None = None) -> str:
     """Write model arrays, and the optimizer's if given; returns the file's sha256."""
     named = {_MODEL + name: value.contiguous() for name, value in arrays.items()}
-    metadata = {"format": "1"}
     if optimizer is not None:
         named |= {_OPTIMIZER + name: value for name, value in optimizer.state.items()}
-        metadata["optimizer_steps"] = str(optimizer.steps)
-    write_atomically(path, save(named, metadata))
+    write_atomically(path, save(named))
     return file_sha256(path)
 
 

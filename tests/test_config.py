@@ -66,7 +66,7 @@ def test_a_wrong_value_is_one_line_that_names_the_key(key: str, value: object) -
 def test_unknown_and_missing_keys_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown run-config key.*num-round\b"):
         parse_settings(DEFAULTS | {"num-round": 3})
-    with pytest.raises(ConfigError, match="missing run-config key.*num-rounds"):
+    with pytest.raises(ConfigError, match=r"missing run-config key.*num-rounds"):
         parse_settings({k: v for k, v in DEFAULTS.items() if k != "num-rounds"})
 
 

@@ -128,7 +128,7 @@ def verdict(run_id: str, outcome: Outcome, app_error: str) -> None:
     """``RunError`` unless the run completed: the app's own error line, or else Flower's reason."""
     if outcome.status == COMPLETED:
         return
-    reason = f"run {run_id} is {outcome.status}" + f": {outcome.details}" * bool(outcome.details)
+    reason = f"run {run_id} is {outcome.status}: {outcome.details or 'no details'}"
     if not app_error:
         raise RunError(reason)
     print(reason, file=sys.stderr)

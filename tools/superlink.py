@@ -64,13 +64,14 @@ class SuperLink:
     def follow(self, run_id: str) -> str:
         """Copy the run's log to stdout until the run ends; returns the app's last error line."""
         error = ""
-        with subprocess.Popen(
-            ["flwr", "log", run_id, self.connection],
+        with subprocess.Popen(  # noqa: S603 (our own arguments, no shell)
+            ["flwr", "log", run_id, self.connection],  # noqa: S607 (on the PATH that we set)
             stdout=subprocess.PIPE,
             text=True,
             errors="replace",
             env={**self.environment, "PYTHONUNBUFFERED": "1"},
             cwd=self.folder,
+            start_new_session=True,  # Ctrl-C is for us, not for it
         ) as log:
             try:
                 for line in log.stdout or ():
@@ -94,7 +95,7 @@ class SuperLink:
         return read_outcome(self._ask("list", self.connection, "--run-id", run_id))
 
     def _ask(self, *arguments: str) -> dict[str, Any]:
-        """One ``flwr`` command's answer. A session of its own: Ctrl-C is for us, not for it."""
+        """The answer of one ``flwr`` command."""
         done = subprocess.run(  # noqa: S603 (our own arguments, no shell)
             ["flwr", *arguments, "--format", "json"],  # noqa: S607 (on the PATH that we set)
             capture_output=True,

@@ -1,0 +1,142 @@
+"""The strategy's four hooks on three-number arrays, with exact results."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from server_app.census import Census
+from server_app.optimizers import ServerOptimizer
+from server_app.strategy import StageStrategy
+from shared_model import messages
+from shared_model.config import default_config, parse_settings
+from shared_model.errors import RoundError
+from shared_model.messages import NodeReport
+from shared_model.metrics import MetricSums
+from shared_model.plan import LocalUpdate
+from shared_model.stages import stage_of
+from tools.in_process import InProcessGrid
+
+DEFAULTS = default_config(Path(__file__).parents[1] / "pyproject.toml")
+CONFIG = {"server-optimizer": "sgd", "server-learning-rate": 0.5, "server-schedule": "constant"}
+SETTINGS = parse_settings(DEFAULTS | CONFIG)
+NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", "app")
+CENSUS = Census(
+    {70 + i: dataclasses.replace(NODE, name=f"partition-{i}", partition=i) for i in range(3)}
+)
+ARRAYS = messages.to_record({"a": torch.tensor([1.0, 2.0, 3.0])})
+
+
+@pytest.fixture
+def grid() -> InProcessGrid:
+    return InProcessGrid([], {})
+
+
+@pytest.fixture
+def strategy(grid: InProcessGrid) -> StageStrategy:
+    return StageStrategy(stage_of(1), SETTINGS, CENSUS, ServerOptimizer("sgd"))
+
+
+def requests(strategy: StageStrategy, grid: InProcessGrid) -> list[Message]:
+    return list(strategy.configure_train(1, ARRAYS, ConfigRecord(), grid))
+
+
+def answer(request: Message, content: RecordDict) -> Message:
+    request.metadata.__dict__["_message_id"] = "id"
+    return Message(content, reply_to=request)
+
+
+def update(values: list[float], weight: float) -> RecordDict:
+    arrays = {"a": torch.tensor(values, dtype=torch.float32)}
+    return messages.update_content(LocalUpdate(arrays, weight, 2.0 * weight, int(weight), 1))
+
+
+def test_one_plan_goes_to_every_node(strategy: StageStrategy, grid: InProcessGrid) -> None:
+    sent = requests(strategy, grid)
+    assert [message.metadata.dst_node_id for message in sent] == [70, 71, 72]
+    plan = messages.read_plan(sent[0].content)
+    assert (plan.stage, plan.round, plan.fraction) == (1, 1, SETTINGS.fraction_train)
+    assert strategy.exchange.bytes_down == 3 * messages.content_bytes(sent[0].content)
+
+
+def test_the_new_arrays_are_exact(strategy: StageStrategy, grid: InProcessGrid) -> None:
+    sent = requests(strategy, grid)
+    contents = [update([2, 0, 4], 1), update([4, 0, 2], 2), update([6, 0, 0], 3)]
+    replies = [answer(m, c) for m, c in zip(sent, contents, strict=True)]
+    arrays, sums = strategy.aggregate_train(1, reversed(replies))
+    assert arrays is not None
+    assert messages.from_record(arrays)["a"].tolist() == [2.0, 2.0, 3.5]  # + 0.5 * [2, 0, 1]
+    assert sums is not None
+    assert (sums["loss"], sums["participants"], sums["nodes"]) == (2.0, 3, 3)
+    assert strategy.exchange.dropped == []
+
+
+BAD: dict[str, Callable[[Message], Message | None]] = {
+    "nan": lambda m: answer(m, update([float("nan"), 0, 0], 1)),
+    "broadcast": lambda m: answer(m, update([1.0], 1)),
+    "negative weight": lambda m: answer(m, update([1, 1, 1], -1)),
+    "exception": lambda m: answer(m, RecordDict()) and error_reply(m),
+    "refusal": lambda m: answer(m, messages.error_content("no data here")),
+    "empty": lambda m: answer(m, RecordDict()),
+    "no sums": lambda m: answer(m, RecordDict({"arrays": ARRAYS})),
+    "silence": lambda m: None,
+}
+
+
+def error_reply(request: Message) -> Message:
+    request.metadata.__dict__["_message_id"] = "id"
+    return Message(Error(2, "boom"), reply_to=request)
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_an_offender_is_dropped_and_named(
+    strategy: StageStrategy, grid: InProcessGrid, fault: str
+) -> None:
+    sent = requests(strategy, grid)
+    good = [answer(sent[0], update([2, 0, 4], 1)), answer(sent[2], update([4, 0, 2], 1))]
+    bad = BAD[fault](sent[1])
+    arrays, sums = strategy.aggregate_train(1, good + ([bad] if bad else []))
+    assert arrays is not None
+    assert sums is not None
+    assert messages.from_record(arrays)["a"].tolist() == [2.5, 2.0, 4.5]
+    assert [drop["node"] for drop in strategy.exchange.dropped] == ["partition-1"]
+    assert strategy.exchange.dropped[0]["reason"]
+
+
+def test_too_few_answers_are_an_error_that_names_a_node(
+    strategy: StageStrategy, grid: InProcessGrid
+) -> None:
+    sent = requests(strategy, grid)
+    with pytest.raises(RoundError, match=r"partition-1.*1 of 3"):
+        strategy.aggregate_train(1, [answer(sent[0], update([1, 1, 1], 1))])
+
+
+def test_an_empty_round_changes_nothing(strategy: StageStrategy, grid: InProcessGrid) -> None:
+    replies = [answer(m, update([0, 0, 0], 0)) for m in requests(strategy, grid)]
+    arrays, sums = strategy.aggregate_train(1, replies)
+    assert arrays is None
+    assert sums is not None
+    assert sums["participants"] == 0
+    assert strategy.optimizer.steps == 0
+
+
+def test_evaluation_adds_users_not_nodes(strategy: StageStrategy, grid: InProcessGrid) -> None:
+    sent = list(strategy.configure_evaluate(2, ARRAYS, ConfigRecord(), grid))
+    assert messages.read_evaluation(sent[0].content).split == "valid"
+    contents = [
+        RecordDict({"metrics": MetricRecord({"all/full/hr@10": hits, "all/full/users": users})})
+        for hits, users in ((1.0, 1.0), (0.0, 3.0), (2.0, 4.0))
+    ]
+    replies = [answer(m, c) for m, c in zip(sent, contents, strict=True)]
+    sums = strategy.aggregate_evaluate(2, replies)
+    assert MetricSums({k: float(v) for k, v in sums.items()}).report() == {  # type: ignore
+        "all": {"full": {"hr@10": 3 / 8, "users": 8.0}}
+    }
+
+
+def test_only_the_stages_groups_travel(strategy: StageStrategy) -> None:
+    assert isinstance(ARRAYS, ArrayRecord)
+    assert strategy.stage.trained == ("item_embedding", "backbone")
