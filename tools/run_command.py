@@ -113,9 +113,10 @@ def checked(app: Path, overrides: Overrides) -> Overrides:
 
 
 def as_toml(overrides: Overrides) -> str:
-    """Checked overrides (scalars only) as a TOML document: of these, JSON's notation is TOML's."""
-    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
-    return "\n".join(lines) + "\n"
+    """Checked overrides (scalars only) as a TOML document; JSON's notation of these is TOML's."""
+    pairs = {key: json.dumps(value, ensure_ascii=False) for key, value in overrides.items()}
+    lines = [f"{key} = {value}\n" for key, value in pairs.items()]
+    return "".join(lines).replace("\x7f", r"\u007f")  # the one character that TOML alone escapes
 
 
 def federation_config(num_supernodes: int, cpus: int, gpus: float) -> str:

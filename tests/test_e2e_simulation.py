@@ -1,0 +1,222 @@
+"""Real Flower runs: `feddmmr run` in a process of its own, SuperLink, Ray, exit codes.
+
+The SuperLink that the first run starts has a FLWR_HOME and ports of its own, and is ended by pid.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from client_app.data import Dataset
+from shared_model.config import Value
+from tools.in_process import run_in_process
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc"),
+]
+
+PROGRAM = str(Path(sys.executable).with_name("feddmmr"))
+THREE_ROUNDS: dict[str, Value] = {
+    "num-rounds": 3,
+    "evaluate-every": 3,
+    "dropout": 0.0,
+    "fraction-train": 0.5,
+    "hidden-size": 32,
+    "max-length": 50,
+    "server-learning-rate": 0.01,
+    "server-schedule": "constant",
+}
+TIMEOUT = 300  # seconds for one run, far more than it needs
+
+
+@dataclass(frozen=True)
+class Flower:
+    """A FLWR_HOME with a SuperLink of its own, and a `home` for the runs."""
+
+    home: Path
+    environment: dict[str, str]
+
+    def command(self, *arguments: str, **keys: Any) -> list[str]:
+        """The `feddmmr run` of Stage 1 on CPU-light settings."""
+        given = {"home": self.home, **THREE_ROUNDS, **keys}
+        pairs = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+        return [PROGRAM, "run", "--stage", "1", *arguments, *pairs]
+
+    def run(self, *arguments: str, **keys: Any) -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
+        return subprocess.run(  # noqa: S603 (our own program)
+            self.command(*arguments, **keys),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+
+    def manifest(self, run: str) -> dict[str, Any]:
+        """The manifest of a run."""
+        content: dict[str, Any] = json.loads(self.manifest_bytes(run))
+        return content
+
+    def manifest_bytes(self, run: str) -> bytes:
+        """The same, as it lies there."""
+        return (self.home / "runs" / run / "manifest.json").read_bytes()
+
+
+def free_ports(count: int) -> list[str]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [str(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def processes_of(flower_home: Path) -> list[int]:
+    """Every process that was started with this FLWR_HOME: the SuperLink and its descendants."""
+    wanted, found = f"FLWR_HOME={flower_home}".encode(), []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if wanted in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+        except OSError:  # gone, or another user's
+            continue
+    return found
+
+
+def end_processes(flower_home: Path, seconds: float = 20.0) -> None:
+    for signal_ in (signal.SIGTERM, signal.SIGKILL):
+        for pid in processes_of(flower_home):
+            try:
+                os.kill(pid, signal_)
+            except ProcessLookupError:
+                continue
+        deadline = time.monotonic() + seconds
+        while processes_of(flower_home) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    assert processes_of(flower_home) == []
+
+
+@pytest.fixture(scope="module")
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    flower_home = tmp_path_factory.mktemp("flwr")
+    http, control = free_ports(2)
+    environment = os.environ | {
+        "FLWR_HOME": str(flower_home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": http,
+        "FLWR_LOCAL_CONTROL_API_PORT": control,
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "COLUMNS": "200",
+    }
+    try:
+        yield Flower(tmp_path_factory.mktemp("home"), environment)
+    finally:
+        end_processes(flower_home)
+
+
+@pytest.fixture(scope="module")
+def two_nodes(flower: Flower) -> subprocess.CompletedProcess[str]:
+    """The demo on two SuperNodes, as run 'two'."""
+    return flower.run("--run", "two", "--num-supernodes", "2")
+
+
+def best_arrays(home: Path, run: str, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The stage's checkpoint; here that of the last round, so that it shows all three."""
+    stage = manifest["stages"]["1"]
+    assert (stage["status"], stage["best_round"]) == ("complete", 3)
+    return load_file(home / "runs" / run / stage["checkpoint"])
+
+
+def largest_difference(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> float:
+    assert left.keys() == right.keys()
+    return max(float(np.abs(left[name] - right[name]).max()) for name in left)
+
+
+def test_two_and_five_nodes_and_no_flower_give_the_same_model(
+    flower: Flower, two_nodes: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    """Invariant 1, through the real simulation."""
+    five_nodes = flower.run("--run", "five", "--num-supernodes", "5")
+    for done, nodes in ((two_nodes, 2), (five_nodes, 5)):
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{nodes} nodes, 200 users" in done.stdout
+        assert re.search(r"round 3/3 .* users  loss .* valid HR@10", done.stdout)
+        assert "manifest: " in done.stdout
+    two, five = (best_arrays(flower.home, run, flower.manifest(run)) for run in ("two", "five"))
+    keys = {key.replace("-", "_"): value for key, value in THREE_ROUNDS.items()}
+    manifest = run_in_process(1, stage=1, run="one", home=str(tmp_path), **keys)
+    one = best_arrays(tmp_path, "one", manifest)
+    assert largest_difference(two, five) <= 1e-5
+    assert largest_difference(two, one) <= 1e-5
+
+
+def test_a_complete_stage_is_left_alone(
+    flower: Flower, two_nodes: subprocess.CompletedProcess[str]
+) -> None:
+    assert two_nodes.returncode == 0
+    before = flower.manifest_bytes("two")
+    again = flower.run("--run", "two", "--num-supernodes", "2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "stage 1 (ID backbone) is complete: nothing to do" in again.stdout
+    assert "redo=true" in again.stdout
+    assert "manifest: " in again.stdout
+    assert flower.manifest_bytes("two") == before
+
+
+def test_a_missing_dataset_fails_the_command(flower: Flower) -> None:
+    done = flower.run("--run", "missing", "--dataset", "/nonexistent")
+    assert_one_clear_line(done, "the dataset folder does not exist; where: /nonexistent")
+    assert not (flower.home / "runs" / "missing").exists()
+
+
+def test_more_nodes_than_users_fails_the_command(
+    flower: Flower, make_dataset: Callable[..., Dataset]
+) -> None:
+    dataset = make_dataset({1: [1, 2, 3, 4], 2: [2, 3, 4, 5]}, num_items=5)
+    done = flower.run("--run", "many", "--dataset", str(dataset.folder), "--num-supernodes", "3")
+    assert_one_clear_line(done, "more SuperNodes than users")
+    assert not (flower.home / "runs" / "many").exists()
+
+
+def assert_one_clear_line(done: subprocess.CompletedProcess[str], line: str) -> None:
+    """Exit code 1; the app's line in the log, and once more as the last one of stderr."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert line in last
+    assert last in done.stdout.splitlines()
+    assert re.search(r"^run \d+ is finished:failed: ", done.stderr, re.MULTILINE)
+
+
+def test_an_interrupt_stops_the_run(flower: Flower) -> None:
+    """SIGTERM is what CI sends; Ctrl-C takes the same way."""
+    command = flower.command("--run", "long", **{"num-rounds": 100_000, "evaluate-every": 1000})
+    with subprocess.Popen(  # noqa: S603 (our own program)
+        command, env=flower.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if "round      1/100000" in line:
+                break
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=TIMEOUT)
+    assert running.returncode == 130
+    last = err.splitlines()[-1]
+    assert re.fullmatch(
+        r"interrupted: run \d+ is stopped; submit the same run again to resume it", last
+    )
