@@ -62,6 +62,8 @@ def _run_stage(
         )
         return
     record = manifest.begin(stage, _stage_config(settings), settings.redo)
+    if record["app_sha256"] != app_sha256():
+        report.say(f"note: the app's code changed since stage {stage.number} began")
     model = build(settings.shape(census.num_items), settings.seed)
     strategy = StageStrategy(stage, settings, census, ServerOptimizer(settings.server_optimizer))
     try:

@@ -96,7 +96,7 @@ def _ask(grid: Grid, node_ids: list[int], settings: Settings) -> dict[int, NodeR
     if not requests:
         return {}
     reports = {}
-    for reply in grid.send_and_receive(requests, timeout=settings.round_timeout):
+    for reply in grid.send_and_receive(requests, timeout=settings.node_timeout):
         reports[reply.metadata.src_node_id] = messages.read_report(messages.check_reply(reply))
     return reports
 

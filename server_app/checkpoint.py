@@ -1,5 +1,6 @@
 """Checkpoints: safetensors files written whole or not at all, and verified on use."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -47,13 +48,21 @@ def _or_explain(write: Callable[[], None], path: Path, temporary: Path) -> None:
         ) from error
 
 
-def save_checkpoint(path: Path, arrays: Arrays, optimizer: ServerOptimizer | None = None) -> str:
-    """Write model arrays, and the optimizer's if given; returns the file's sha256."""
+def save_checkpoint(
+    folder: Path, stem: str, arrays: Arrays, optimizer: ServerOptimizer | None = None
+) -> tuple[str, str]:
+    """Write model arrays, and the optimizer's if given; returns file name and sha256.
+
+    The name holds the hash, so that no other checkpoint of the run is ever written over.
+    """
     named = {_MODEL + name: value.contiguous() for name, value in arrays.items()}
     if optimizer is not None:
         named |= {_OPTIMIZER + name: value for name, value in optimizer.state.items()}
-    write_atomically(path, save(named))
-    return file_sha256(path)
+    content = save(named)
+    sha256 = hashlib.sha256(content).hexdigest()
+    file = f"{stem}-{sha256[:12]}.safetensors"
+    write_atomically(folder / file, content)
+    return file, sha256
 
 
 def load_checkpoint(path: Path, sha256: str, optimizer: ServerOptimizer | None = None) -> Arrays:

@@ -48,6 +48,15 @@ class Manifest:
         text = json.dumps(self.data, indent=1, sort_keys=True, allow_nan=False)
         write_atomically(self.path, text.encode())
 
+    def remove_unnamed_checkpoints(self) -> None:
+        """Delete the checkpoints that no record, superseded ones included, speaks of."""
+        records = [*self.data["stages"].values(), *self.data["superseded"]]
+        named = {record["checkpoint"] for record in records}
+        named |= {record["last"].get("file") for record in records}
+        for path in self.folder.glob("*.safetensors"):
+            if path.name not in named:
+                path.unlink()
+
     def bind(self, app: Record, dataset: Record, features: Record) -> None:
         """Tie a new run to its data; refuse to go on with an old one on other data."""
         for name, value in {"dataset": dataset, "features": features}.items():
@@ -86,6 +95,7 @@ class Manifest:
         parent = self.stage(stage.number - 1)
         record: Record = {
             "status": "running",
+            "app_sha256": self.data["app"]["sha256"],
             "parent_sha256": parent["sha256"] if parent else "",
             "checkpoint": "",
             "sha256": "",

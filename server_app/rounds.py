@@ -121,8 +121,9 @@ class StageRun:
         return selected(self.record)
 
     def _keep_best(self, round_: int, arrays: Arrays, valid: Report) -> None:
-        file = f"stage{self.stage}-round{round_:04d}.safetensors"
-        sha256 = save_checkpoint(self.manifest.folder / file, arrays)
+        file, sha256 = save_checkpoint(
+            self.manifest.folder, f"stage{self.stage}-round{round_:04d}", arrays
+        )
         self.record |= {"checkpoint": file, "sha256": sha256, "best_round": round_, "valid": valid}
 
     def _finish_round(self, entry: Record, started: float, save: Arrays | None) -> None:
@@ -134,9 +135,10 @@ class StageRun:
 
     def _save_last(self, round_: int, arrays: Arrays) -> None:
         """Checkpoint first, then the manifest that names it, then the files nobody names."""
-        file = f"stage{self.stage}-last{round_:04d}.safetensors"
         optimizer = self.strategy.optimizer
-        sha256 = save_checkpoint(self.manifest.folder / file, arrays, optimizer)
+        file, sha256 = save_checkpoint(
+            self.manifest.folder, f"stage{self.stage}-last{round_:04d}", arrays, optimizer
+        )
         self.record["last"] = {
             "file": file,
             "sha256": sha256,
@@ -144,13 +146,7 @@ class StageRun:
             "optimizer_steps": optimizer.steps,
         }
         self.manifest.save()
-        self._remove_unnamed()
-
-    def _remove_unnamed(self) -> None:
-        named = {self.record["checkpoint"], self.record["last"].get("file", "")}
-        for path in self.manifest.folder.glob(f"stage{self.stage}-*.safetensors"):
-            if path.name not in named:
-                path.unlink()
+        self.manifest.remove_unnamed_checkpoints()
 
     def _patience_is_over(self) -> bool:
         """Whether the last ``patience`` validations brought nothing better."""
@@ -169,7 +165,7 @@ class StageRun:
         self.record["status"] = "complete"
         self.record["last"] = {}
         self.manifest.save()
-        self._remove_unnamed()
+        self.manifest.remove_unnamed_checkpoints()
 
 
 def selected(entry: Record) -> float:

@@ -1,5 +1,6 @@
 """The run-config, read once into frozen dataclasses. Defaults live in ``pyproject.toml`` alone."""
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -72,6 +73,10 @@ def _one_of(*choices: str) -> _Rule:
     return "one of " + ", ".join(choices), lambda value: value in choices
 
 
+def _matching(pattern: str, expected: str) -> _Rule:
+    return expected, lambda value: re.fullmatch(pattern, value) is not None
+
+
 def _at_least(low: int) -> _Rule:
     return f"a whole number >= {low}", lambda value: value >= low
 
@@ -81,14 +86,8 @@ _SHARE: _Rule = ("a number in (0, 1]", lambda value: 0 < value <= 1)
 
 _RULES: dict[str, _Rule] = {
     "stage": ("0 (all stages in order), 1, 2 or 3", lambda value: value in (0, 1, 2, 3)),
-    "run": (
-        "a name of letters, digits, '.', '_' and '-' that starts with a letter or digit",
-        lambda value: (
-            value[:1].isalnum()
-            and value.replace("-", "a").replace(".", "a").replace("_", "a").isalnum()
-            and value.isascii()
-            and len(value) <= 100
-        ),
+    "run": _matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "letters, digits, '.', '_' and '-', at most 100"
     ),
     "home": (
         "an absolute path or one that starts with ~",
@@ -119,7 +118,7 @@ _RULES: dict[str, _Rule] = {
     "max_length": _at_least(1),
     "dropout": ("a number in [0, 0.9]", lambda value: 0 <= value <= 0.9),
     "users_per_batch": _at_least(1),
-    "device": ("cpu, cuda or cuda:N", lambda value: value.split(":")[0] in ("cpu", "cuda")),
+    "device": _matching(r"cpu|cuda(:[0-9]+)?", "cpu, cuda or cuda:N"),
 }
 
 

@@ -6,7 +6,7 @@ plan, ``evaluate`` scores arrays on a split. A reply holds either its result or 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -15,6 +15,8 @@ from shared_model.errors import NodeError
 from shared_model.metrics import MetricSums
 from shared_model.model import Arrays
 from shared_model.plan import EvaluationPlan, LocalUpdate, RoundPlan
+
+_Kind = TypeVar("_Kind")
 
 PREPARE, TRAIN, EVALUATE = "query.prepare", "train", "evaluate"
 
@@ -44,7 +46,7 @@ def plan_content(plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
 
 def read_plan(content: RecordDict) -> RoundPlan:
     """The round plan of a request."""
-    return RoundPlan(**_config(content, "plan"))
+    return _as(RoundPlan, content, "plan")
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
@@ -99,7 +101,7 @@ def evaluation_content(plan: EvaluationPlan, arrays: ArrayRecord) -> RecordDict:
 
 def read_evaluation(content: RecordDict) -> EvaluationPlan:
     """The plan of an evaluation request."""
-    return EvaluationPlan(**_config(content, "plan"))
+    return _as(EvaluationPlan, content, "plan")
 
 
 def metrics_content(sums: MetricSums) -> RecordDict:
@@ -119,7 +121,7 @@ def report_content(report: NodeReport) -> RecordDict:
 
 def read_report(content: RecordDict) -> NodeReport:
     """The node report of a reply."""
-    return NodeReport(**_config(content, "report"))
+    return _as(NodeReport, content, "report")
 
 
 def error_content(line: str) -> RecordDict:
@@ -149,10 +151,18 @@ def content_bytes(content: RecordDict) -> int:
     return total
 
 
-def _config(content: RecordDict, name: str) -> dict[str, Any]:
+def _as(kind: type[_Kind], content: RecordDict, name: str) -> _Kind:
+    """A config record as the dataclass that it was made from."""
     if name not in content.config_records:
         raise NodeError("message without its config", expected=f"a ConfigRecord named '{name}'")
-    return dict(content.config_records[name])
+    try:
+        return kind(**content.config_records[name])
+    except TypeError as error:
+        raise NodeError(
+            f"the {name} of a message has other fields",
+            got=str(error),
+            todo="run the same version of the app on server and nodes",
+        ) from error
 
 
 def _metrics(content: RecordDict, name: str) -> Mapping[str, Any]:

@@ -15,21 +15,24 @@ ARRAYS = {"a.b": torch.tensor([1.0, -2.0]), "c": torch.eye(3)}
 
 
 def test_round_trip_with_optimizer_state(tmp_path: Path) -> None:
-    optimizer, path = ServerOptimizer("adam"), tmp_path / "c.safetensors"
+    optimizer = ServerOptimizer("adam")
     moved = optimizer.step(ARRAYS, {n: torch.ones_like(v) for n, v in ARRAYS.items()}, 0.1)
-    sha256 = save_checkpoint(path, moved, optimizer)
+    file, sha256 = save_checkpoint(tmp_path, "c", moved, optimizer)
     restored = ServerOptimizer("adam")
-    arrays = load_checkpoint(path, sha256, restored)
+    arrays = load_checkpoint(tmp_path / file, sha256, restored)
     assert arrays.keys() == ARRAYS.keys()
     assert all((arrays[n] == v).all() for n, v in moved.items())
     assert restored.state.keys() == optimizer.state.keys()
     assert all((restored.state[n] == v).all() for n, v in optimizer.state.items())
-    assert save_checkpoint(path, moved, optimizer) == sha256  # the same bytes twice
+    assert save_checkpoint(tmp_path, "c", moved, optimizer) == (
+        file,
+        sha256,
+    )  # the same bytes twice
 
 
 def test_every_changed_byte_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "c.safetensors"
-    sha256 = save_checkpoint(path, ARRAYS)
+    file, sha256 = save_checkpoint(tmp_path, "c", ARRAYS)
+    path = tmp_path / file
     content = path.read_bytes()
     for place in range(0, len(content), 7):
         broken = bytearray(content)

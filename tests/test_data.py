@@ -198,7 +198,7 @@ def test_opening_needs_no_pandas(demo_folder: Path) -> None:
         "sys.exit(int('pandas' in sys.modules or 'pyarrow' in sys.modules))"
     )
     root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)
     assert done.returncode == 0
 
 

@@ -58,7 +58,7 @@ class Flower:
 
     def run(self, *arguments: str, **keys: Any) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
-        return subprocess.run(  # noqa: S603 (our own program)
+        return subprocess.run(
             self.command(*arguments, **keys),
             env=self.environment,
             capture_output=True,
@@ -206,7 +206,7 @@ def assert_one_clear_line(done: subprocess.CompletedProcess[str], line: str) -> 
 def test_an_interrupt_stops_the_run(flower: Flower) -> None:
     """SIGTERM is what CI sends; Ctrl-C takes the same way."""
     command = flower.command("--run", "long", **{"num-rounds": 100_000, "evaluate-every": 1000})
-    with subprocess.Popen(  # noqa: S603 (our own program)
+    with subprocess.Popen(
         command, env=flower.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
         assert running.stdout is not None

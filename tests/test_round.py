@@ -206,6 +206,7 @@ def test_a_complete_stage_is_left_alone_and_can_be_redone(
     redone = run(1, redo=True, seed=5)
     assert redone["superseded"][0]["sha256"] == first["stages"]["1"]["sha256"]
     assert redone["stages"]["1"]["sha256"] != first["stages"]["1"]["sha256"]
+    assert checkpoint(tmp_path, "default", first)  # the superseded one is still there
     assert checkpoint(tmp_path, "default", redone)
 
 
