@@ -15,7 +15,7 @@ from shared_model.stages import Stage, names_of
 
 Arrays = dict[str, Tensor]
 
-_EMBEDDING_STD = 0.05
+_EMBEDDING_STD = 0.07
 
 
 @dataclass(frozen=True)
