@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client_app.data import Dataset, Rows, Split, pad_batch
+from client_app.data import Dataset, Ints, Rows, Split, input_lengths, pad_batch
+from client_app.groups import candidates
 from shared_model.seeds import mix, stable_hash
 
 NUM_NEGATIVES = 100
@@ -21,18 +22,17 @@ class Cases:
 
     inputs: Tensor  # [B, T] int64, left padded
     targets: Tensor  # [B] int64
-    negatives: Tensor  # [B, C] int64, uniform over the items the user never met; 0 = fewer exist
+    negatives: Tensor  # [B, C] int64, uniform over the candidates not met; 0 = fewer exist
     seen: Tensor  # [B, I+1] bool, the items of the whole input
 
 
-def make_cases(dataset: Dataset, rows: Rows, split: Split, seed: int, max_length: int) -> Cases:
-    """The cases of users ``rows`` [B]. Negatives depend on user, split and seed alone."""
+def make_cases(
+    dataset: Dataset, rows: Rows, split: Split, seed: int, max_length: int, group: str = "all"
+) -> Cases:
+    """The cases of users ``rows`` [B]. The groups of a split differ in their negatives only."""
     inputs, targets = pad_batch(dataset, rows, split, max_length)
-    met = _membership(dataset, rows, 0)
-    negatives = _uniform_negatives(
-        stable_hash(seed, "negatives", split), dataset.user_keys[rows], met | dataset.cold
-    )
-    seen = _membership(dataset, rows, {"valid": 2, "test": 1}[split])
+    negatives = _negatives(dataset, rows, split, seed, group)
+    seen = _membership(dataset, rows, input_lengths(dataset, rows, split))
     arrays = (inputs, targets, negatives, seen)
     return Cases(*(torch.from_numpy(array) for array in arrays))
 
@@ -56,33 +56,41 @@ def protocol_ranks(scores: Tensor, cases: Cases, candidates: Tensor) -> dict[str
 
 def warm_candidates(dataset: Dataset) -> Tensor:
     """The items that group "all" ranks among: no padding, no cold item. [I+1] bool."""
-    warm = ~dataset.cold
-    warm[0] = False
-    return torch.from_numpy(warm)
+    return torch.from_numpy(candidates(dataset, "all"))
 
 
-def _membership(dataset: Dataset, rows: Rows, held_out: int) -> np.ndarray:
-    """Which items each user met, without its last ``held_out`` interactions. [B, I+1] bool."""
+def _membership(dataset: Dataset, rows: Rows, counts: Ints) -> np.ndarray:
+    """Which items are among the first ``counts`` [B] of each user's history. [B, I+1] bool."""
     items, offsets = dataset.histories(rows)
     owner = np.repeat(np.arange(len(rows)), np.diff(offsets))
-    kept = np.arange(len(items)) < np.repeat(offsets[1:] - held_out, np.diff(offsets))
+    kept = np.arange(len(items)) < np.repeat(offsets[:-1] + counts, np.diff(offsets))
     member = np.zeros((len(rows), dataset.num_items + 1), dtype=bool)
     member[owner[kept], items[kept]] = True
     return member
 
 
-def _uniform_negatives(seed: int, keys: np.ndarray, excluded: np.ndarray) -> np.ndarray:
-    """Distinct items drawn uniformly from those not excluded. [B] and [B, I+1] -> [B, C] int64.
+def _negatives(dataset: Dataset, rows: Rows, split: Split, seed: int, group: str) -> np.ndarray:
+    """A group's negatives, [B, C] int64: a function of user, split, group and seed alone."""
+    met = _membership(dataset, rows, dataset.lengths(rows))
+    met[np.arange(len(rows)), dataset.cold_target[rows]] = True  # PAD, if there is none
+    # "all" has the name, and rejects the cold items among its draws, as before there were groups.
+    name = ("negatives", split) if group == "all" else ("negatives", split, group)
+    pool = np.flatnonzero(dataset.cold) if group == "cold-only" else np.arange(met.shape[1])[1:]
+    excluded = met | ~candidates(dataset, group)
+    return _uniform_negatives(stable_hash(seed, *name), dataset.user_keys[rows], pool, excluded)
 
-    Draws by hash until every row has its items; rows with fewer than C choices are padded with 0.
+
+def _uniform_negatives(seed: int, keys: np.ndarray, pool: Ints, excluded: np.ndarray) -> np.ndarray:
+    """Distinct items of a pool drawn uniformly from those not excluded. -> [B, C] int64.
+
+    ``keys`` [B], ``pool`` [P] item indices, ``excluded`` [B, I+1] bool. Draws by hash until every
+    row has its items; rows with fewer than C choices are padded with 0.
     """
-    num_items = excluded.shape[1] - 1
-    wanted = np.minimum(NUM_NEGATIVES, num_items - excluded[:, 1:].sum(1))
+    wanted = np.minimum(NUM_NEGATIVES, len(pool) - excluded[:, pool].sum(1))
     draws = 2 * NUM_NEGATIVES
     while True:
         names = np.arange(draws, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
-        drawn = mix(seed, keys[:, None] ^ names) % np.uint64(num_items) + np.uint64(1)
-        drawn = drawn.astype(np.int64)  # [B, draws]
+        drawn = pool[mix(seed, keys[:, None] ^ names) % np.uint64(len(pool))]  # [B, draws]
         usable = ~np.take_along_axis(excluded, drawn, 1) & _first_of_its_kind(drawn)
         if (usable.sum(1) >= wanted).all():
             break

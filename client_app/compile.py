@@ -3,7 +3,8 @@
 The folder (format 1; data.py opens it, arrays as listed in folder.py):
 
     interactions.parquet   user_id, item_id, timestamp of the kept users, by user and then time
-    items.csv              item_id, ..., cold (0 or 1); row i is item index i + 1
+    items.csv              item_id, ..., popularity_bucket (optional: head, middle, tail or, for a
+                           cold item, empty), cold (0 or 1); row i is item index i + 1
     features.safetensors   optional: visual and text, float16, rows as in items.csv, zero = missing
     arrays/                the users as the app reads them, and user_ids.parquet for the tools
     dataset.json           counts, encoders and the sha256 of every file
@@ -24,6 +25,7 @@ import pandas as pd
 from safetensors.numpy import save
 
 from client_app.folder import DTYPES, FORMAT, MIN_COLD_HISTORY, MIN_USER_ITEMS
+from client_app.groups import popularity_buckets
 from client_app.tables import check_features, check_interactions, check_items
 from shared_model.errors import DataError
 from shared_model.seeds import stable_hash, user_key
@@ -39,6 +41,7 @@ def write_dataset(
     name: str,
     encoders: Mapping[str, str] | None = None,
     source: str = "interactions",
+    popularity: bool = False,
 ) -> dict[str, Any]:
     """Validate the tables, write the dataset folder in one step, return its dataset.json.
 
@@ -46,13 +49,16 @@ def write_dataset(
     item_id and, if any item is cold, cold (0 or 1). `features` may hold "visual" and "text",
     [I, dim] with rows as in `items`; `encoders` names what made them. Raises DataError, in which
     the interactions are called `source`, for bad values and if `folder` exists; then nothing is
-    written.
+    written. With `popularity` the catalogue gets the column popularity_bucket: for whole data only,
+    since the folders of different nodes must have the same items.csv.
     """
     refuse_existing(folder)
     items = check_items(items)
     interactions = check_interactions(interactions, items["item_id"], source)
     features = check_features(features or {}, len(items))
     compiled = compile_users(interactions, items)
+    if popularity:
+        items = _with_popularity(items, compiled)
     content: dict[str, Any] = {
         "format": FORMAT,
         "name": name,
@@ -130,6 +136,17 @@ def compile_users(interactions: pd.DataFrame, items: pd.DataFrame) -> CompiledUs
         name: array.astype(DTYPES[name], casting="same_kind") for name, array in arrays.items()
     }
     return CompiledUsers(ids[keep], typed, int((~keep).sum()))
+
+
+def _with_popularity(items: pd.DataFrame, compiled: CompiledUsers) -> pd.DataFrame:
+    """The catalogue with the column popularity_bucket, from the users' train interactions."""
+    indptr, history = compiled.arrays["indptr"], compiled.arrays["items"]
+    lasts = np.repeat(indptr[1:] - 2, np.diff(indptr))
+    train = history[np.arange(len(history)) < lasts]
+    counts = np.bincount(train, minlength=len(items) + 1)[1:]
+    buckets = popularity_buckets(counts, items["cold"].to_numpy(dtype=bool))
+    others = items.drop(columns="cold")  # to keep it the last column
+    return others.assign(popularity_bucket=buckets, cold=items["cold"])
 
 
 def _cold_cases(

@@ -19,7 +19,7 @@ from client_app.folder import (
     check_arrays,
     check_file,
     load_array,
-    read_cold,
+    read_catalogue,
     read_info,
 )
 from shared_model.errors import DataError
@@ -42,6 +42,7 @@ class Dataset:
     cold_target: Items = field(repr=False)  # [U], 0 = the user has no cold test case
     cold_length: Items = field(repr=False)  # [U], items before the cold test case
     cold: npt.NDArray[np.bool_] = field(repr=False)  # [I + 1]
+    popularity: npt.NDArray[np.int8] = field(repr=False)  # [I + 1], place in POPULARITY, -1 = none
     catalogue_sha256: str  # of items.csv
     features_sha256: str  # of features.safetensors, "" if there is none
 
@@ -86,12 +87,13 @@ def open_dataset(path: str | Path) -> Dataset:
     for name, expected in info["files"].items():
         check_file(folder / name, expected)
     arrays = {name: load_array(folder, name) for name in DTYPES}
-    cold = read_cold(folder / "items.csv")
+    cold, popularity = read_catalogue(folder / "items.csv")
     check_arrays(folder, arrays, cold, info)
     return Dataset(
         folder=folder,
         info=info,
         cold=cold,
+        popularity=popularity,
         catalogue_sha256=info["files"]["items.csv"],
         features_sha256=info["files"].get("features.safetensors", ""),
         **arrays,
@@ -122,6 +124,13 @@ def cold_rows(dataset: Dataset, rows: Rows) -> Rows:
     """Those of `rows` that have a cold test case: int64 [<= B]."""
     having: Rows = rows[dataset.cold_target[rows] != PAD]
     return having
+
+
+def input_lengths(dataset: Dataset, rows: Rows, split: Split) -> Ints:
+    """How many items the whole input of each row has, before it is cut: int64 [B]."""
+    ends, _ = _ends_and_targets(dataset, rows, split)
+    lengths: Ints = ends - dataset.indptr[rows]
+    return lengths
 
 
 def split_view(dataset: Dataset, row: int, split: Split) -> tuple[Items, int]:

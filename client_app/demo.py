@@ -61,7 +61,7 @@ def write_demo(folder: Path, seed: int = 0) -> dict[str, Any]:
 
     interactions, items, features = demo_frames(seed)
     encoders = {"visual": "planted", "text": "planted"}
-    return write_dataset(folder, interactions, items, features, "demo", encoders)
+    return write_dataset(folder, interactions, items, features, "demo", encoders, popularity=True)
 
 
 def demo_frames(
@@ -150,6 +150,6 @@ def _unit(rows: Floats) -> Floats:
 def _version() -> str:
     """A hash of the code that makes the folder: the generator and what compiles it."""
     here = Path(__file__).parent
-    names = ("demo.py", "compile.py", "tables.py", "folder.py")
+    names = ("demo.py", "compile.py", "tables.py", "folder.py", "groups.py")
     code = b"".join((here / name).read_bytes() for name in names)
     return hashlib.sha256(code).hexdigest()[:12]

@@ -19,6 +19,7 @@ from shared_model.errors import DataError
 FORMAT = 1
 PAD = 0
 MIN_COLD_HISTORY = 10  # non-cold items that a cold test case has before it
+POPULARITY = ("head", "middle", "tail")  # values of popularity_bucket in items.csv, if it is there
 MIN_USER_ITEMS = 3  # one to train on, one to validate with, one to test with
 DTYPES = {
     "user_keys": np.dtype("<u8"),
@@ -109,22 +110,35 @@ def load_array(folder: Path, name: str) -> npt.NDArray[Any]:
     return array
 
 
-def read_cold(path: Path) -> npt.NDArray[np.bool_]:
-    """The `cold` column of items.csv, with PAD in front: bool [I + 1]."""
+def read_catalogue(path: Path) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int8]]:
+    """Columns cold and popularity_bucket of items.csv, PAD in front: bool and int8 [I + 1].
+
+    The bucket is a place in POPULARITY, or -1 for an item or a whole catalogue that has none.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            flags = [row.get("cold") for row in csv.DictReader(file)]
+            rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError("items.csv cannot be read", where=str(path), got=str(error)) from error
-    for number, flag in enumerate(flags, start=1):
-        if flag not in ("0", "1"):
+    cold = _codes(path, "cold", [row.get("cold") for row in rows], ("0", "1"))
+    buckets = [row.get("popularity_bucket", "") for row in rows]
+    popularity = _codes(path, "popularity_bucket", buckets, ("", *POPULARITY)) - 1
+    return np.append(False, cold == 1), np.append(np.int8(-1), popularity)
+
+
+def _codes(
+    path: Path, column: str, values: list[Any], allowed: tuple[str, ...]
+) -> npt.NDArray[np.int8]:
+    """Each value's place among the allowed ones: int8 [I]."""
+    for number, value in enumerate(values, start=1):
+        if value not in allowed:
             raise DataError(
-                "bad value in column cold",
+                f"bad value in column {column}",
                 where=f"{path}, item {number}",
-                expected="0 or 1",
-                got=repr(flag),
+                expected=" or ".join(repr(one) if one == "" else one for one in allowed),
+                got=repr(value),
             )
-    return np.array([False, *(flag == "1" for flag in flags)])
+    return np.array([allowed.index(value) for value in values], dtype=np.int8)
 
 
 def check_arrays(

@@ -10,6 +10,8 @@ from shared_model.metrics import PROTOCOLS
 
 Record = dict[str, Any]
 
+TABLE_GROUPS = ("all", "all-with-cold", "cold", "cold-only")  # buckets are in the manifest alone
+
 
 def say(line: str) -> None:
     """A line in the run's log, at once."""
@@ -43,9 +45,10 @@ def closing_table(manifest: Manifest) -> None:
         table.add_column(f"{protocol}\nHR@10 / NDCG@10", justify="right")
     for number, record in sorted(manifest.data["stages"].items()):
         for split in ("valid", "test"):
-            for group, cells in record[split].items():
-                head = (number, record["status"], str(record["best_round"]), split, group)
-                table.add_row(*head, *(_cell(cells.get(protocol)) for protocol in PROTOCOLS))
+            for group in TABLE_GROUPS:
+                if cells := record[split].get(group):
+                    head = (number, record["status"], str(record["best_round"]), split, group)
+                    table.add_row(*head, *(_cell(cells.get(protocol)) for protocol in PROTOCOLS))
     console = Console(width=110)
     console.print(table)
     say(f"manifest: {manifest.path}")

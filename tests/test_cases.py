@@ -1,10 +1,13 @@
 """Evaluation cases: what targets are ranked among, against a reference in plain Python."""
 
+import hashlib
+
 import numpy as np
+import pytest
 import torch
 
 from client_app.cases import NUM_NEGATIVES, make_cases, protocol_ranks, warm_candidates
-from client_app.data import Dataset, open_dataset
+from client_app.data import Dataset, Split, open_dataset
 from client_app.evaluate import evaluate_users
 from shared_model.dropout import Dropout
 from shared_model.model import ModelShape, build
@@ -45,6 +48,19 @@ def test_negatives_are_uniform_and_belong_to_user_split_and_seed(demo_folder) ->
     assert (first[5:6] == make_cases(dataset, rows[5:6], "test", 0, 50).negatives).all()
     assert (first != make_cases(dataset, rows, "valid", 0, 50).negatives).any()
     assert (first != make_cases(dataset, rows, "test", 1, 50).negatives).any()
+
+
+@pytest.mark.parametrize(
+    ("split", "digest"), [("valid", "317df71ec153b017"), ("test", "e629179126417763")]
+)
+def test_negatives_of_recorded_figures_stay(
+    make_dataset: MakeDataset, split: Split, digest: str
+) -> None:
+    """The draws of group "all" as they were when the first results were recorded."""
+    histories = {u: [(37 * u + 17 * n) % 300 + 1 for n in range(20)] for u in range(40)}
+    dataset = make_dataset(histories, num_items=300, cold=range(5, 300, 7))
+    negatives = make_cases(dataset, np.arange(40), split, 3, 50).negatives.numpy()
+    assert hashlib.sha256(negatives.astype("<i8").tobytes()).hexdigest()[:16] == digest
 
 
 def test_a_small_catalogue_gives_fewer_negatives(small_dataset: Dataset) -> None:

@@ -91,7 +91,13 @@ def test_movielens_formats_give_the_same_dataset(
     dataset = import_to(tmp_path / "out", tmp_path / "source")
     assert histories_of(dataset) == naive_histories(ratings)
     items = pd.read_csv(dataset.folder / "items.csv")
-    assert items.columns.tolist() == ["item_id", "title", "genres", "cold"]
+    assert items.columns.tolist() == [
+        "item_id",
+        "title",
+        "genres",
+        "popularity_bucket",
+        "cold",
+    ]
     assert items["title"].tolist() == [title(item) for item in range(1, 13)]
     assert set(items["genres"]) == {"Comedy|Drama"}
 

@@ -73,7 +73,9 @@ def import_dataset(source: Path, output: Path, options: ImportOptions) -> dict[s
     encoders = {"visual": options.visual_encoder, "text": options.text_encoder}
     named = read.encoders | {kind: encoder for kind, encoder in encoders.items() if encoder}
     name = options.name or read.name
-    return write_dataset(output, table, items, features, name, named, source=read.interactions_file)
+    return write_dataset(
+        output, table, items, features, name, named, read.interactions_file, popularity=True
+    )
 
 
 def split_dataset(dataset: Path, output: Path, num_partitions: int) -> list[dict[str, Any]]:

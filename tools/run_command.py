@@ -10,7 +10,7 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -171,6 +171,6 @@ def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str
     verdict(run_id, outcome, app_error)
 
 
-def _interrupted(line: str) -> None:
+def _interrupted(line: str) -> NoReturn:
     print(f"interrupted: {line}", file=sys.stderr)
     raise typer.Exit(INTERRUPTED)

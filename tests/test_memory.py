@@ -1,0 +1,313 @@
+"""The two-tier memory against a reference in plain Python, and its rules one by one by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from shared_model import memory as module
+from shared_model.memory import (
+    GRID,
+    LongTermMemory,
+    Memory,
+    MemorySettings,
+    memory_slots,
+    novelty_threshold,
+    similarities,
+)
+
+# 1 and 2 are like each other (0.96) and unlike the rest, 6 is half like 3 (0.6), 7 and 8 unknown
+CATALOGUE = np.zeros((9, 8), dtype=np.float32)
+CATALOGUE[1, 0] = CATALOGUE[3, 2] = CATALOGUE[4, 3] = CATALOGUE[5, 4] = 1
+CATALOGUE[2, :2] = 0.96, 0.28
+CATALOGUE[6, 2:7] = 0.6, 0, 0, 0, 0.8
+
+SETTINGS = MemorySettings(
+    short_term=0, long_term=3, novelty=0.5, surprise=9.0, duplicate=0.9, recency=10.0
+)
+
+
+def remember(
+    history: list[int],
+    settings: MemorySettings = SETTINGS,
+    surprising: tuple[int, ...] = (),
+    positions: list[int] | None = None,
+) -> Memory:
+    """The memory after a history of CATALOGUE; ``surprising`` are places, none by default."""
+    items = np.array(history, dtype=np.int32)
+    surprise = np.where(np.isin(np.arange(len(items)), surprising), 9, 1).astype(np.float32)
+    at = np.array([len(history)] if positions is None else positions, dtype=np.int64)
+    return memory_slots(items, CATALOGUE[items], surprise, at, settings)
+
+
+def held(history: list[int], settings: MemorySettings = SETTINGS, *surprising: int) -> list[int]:
+    return remember(history, settings, surprising).slots[0].tolist()
+
+
+def reference(
+    items: list[int],
+    features: list[list[float]],
+    surprise: list[float],
+    settings: MemorySettings,
+) -> tuple[list[int], tuple[int, int, int, int]]:
+    """The memory after a whole history: its slots, and (candidates, writes, merges, evictions)."""
+    left = max(0, len(items) - settings.short_term) if settings.long_term else 0
+    slots: list[dict[str, int]] = []
+    writes = merges = evictions = 0
+
+    def likeness(a: int, b: int) -> float:
+        if items[a] == items[b]:
+            return 1.0
+        return sum(x * y for x, y in zip(features[a], features[b], strict=True))
+
+    def utility(slot: dict[str, int], now: int) -> float:
+        return math.log(1 + slot["n"]) + math.exp((slot["time"] - now) / settings.recency)
+
+    for now in range(left):
+        best = max((likeness(now, slot["place"]) for slot in slots), default=-1.0)
+        if best >= settings.duplicate:
+            same = [slot for slot in slots if likeness(now, slot["place"]) == best]
+            oldest = min(same, key=lambda slot: slot["time"])
+            oldest["n"] += 1
+            oldest["time"] = now
+            merges += 1
+        elif 1 - best >= settings.novelty or surprise[now] >= settings.surprise:
+            if len(slots) == settings.long_term:
+                worst = min(slots, key=lambda slot: (utility(slot, now), slot["time"]))
+                slots = [slot for slot in slots if slot is not worst]
+                evictions += 1
+            slots.append({"place": now, "n": 1, "time": now})
+            writes += 1
+    recent = items[::-1][: settings.short_term]
+    kept = [items[s["place"]] for s in sorted(slots, key=lambda s: -s["time"])]
+    recent += [0] * (settings.short_term - len(recent))
+    kept += [0] * (settings.long_term - len(kept))
+    return recent + kept, (left, writes, merges, evictions)
+
+
+def random_history(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, MemorySettings]:
+    """Clusters, twins with equal features, unknown items; features on the grid, so exact."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(random.integers(1, 6), 6))
+    catalogue = centres[random.integers(0, len(centres), 25)] + 0.5 * random.normal(size=(25, 6))
+    catalogue /= np.linalg.norm(catalogue, axis=1, keepdims=True)
+    catalogue = (np.rint(catalogue * GRID) / GRID).astype(np.float32)
+    catalogue[20:] = catalogue[5:10]
+    catalogue[random.integers(0, 25, 3)] = 0
+    items = random.integers(1, 25, random.integers(0, 70)).astype(np.int32)
+    settings = MemorySettings(
+        short_term=int(random.integers(0, 6)),
+        long_term=int(random.integers(0, 7)),
+        novelty=random.uniform(0, 1.2),
+        surprise=random.uniform(0.5, 4),
+        duplicate=random.uniform(0.8, 1),
+        recency=float(random.choice([0.1, 3, 30])),
+    )
+    surprise = random.exponential(1, len(items)).astype(np.float32)
+    return items, catalogue[items], surprise, settings
+
+
+@pytest.mark.parametrize("block", [1, 5, 64])
+def test_it_equals_the_reference_at_every_position(block, monkeypatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    happened = np.zeros(4, dtype=int)
+    for seed in range(80):
+        items, features, surprise, settings = random_history(seed)
+        positions = np.random.default_rng(seed).permutation(len(items) + 1)
+        memory = memory_slots(items, features, surprise, positions, settings)
+        known = items.tolist(), features.astype(float).tolist(), surprise.tolist()
+        for position, slots in zip(positions, memory.slots.tolist(), strict=True):
+            expected, counts = reference(*(part[:position] for part in known), settings)
+            assert slots == expected, (seed, position)
+            if position == len(items):
+                found = memory.candidates, memory.writes, memory.merges, memory.evictions
+                assert found == counts
+                happened += counts
+    assert happened.min() > 200  # the histories exercise every branch
+
+
+def wide_history(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, MemorySettings]:
+    """The real feature size, off the grid, in clusters."""
+    random = np.random.default_rng(length)
+    features = random.normal(size=(20, 896))[random.integers(0, 20, length)]
+    features += random.normal(size=(length, 896))
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    items = random.permutation(length).astype(np.int32) + 1
+    settings = MemorySettings(short_term=20, long_term=30, novelty=0.5, surprise=3.0, recency=50)
+    return items, features, random.exponential(1, length).astype(np.float32), settings
+
+
+def test_the_future_changes_nothing() -> None:
+    items, features, surprise, settings = wide_history(400)
+    every = np.arange(401)
+    slots = memory_slots(items, features, surprise, every, settings).slots
+    for cut in (0, 1, 20, 21, 22, 85, 86, 150, 398):
+        other = items.copy(), features.copy(), surprise.copy()
+        for array in other:
+            array[cut:] = array[cut:][::-1]
+        other[2][cut:] += 5
+        changed = memory_slots(*other, every, settings).slots
+        assert (changed[: cut + 1] == slots[: cut + 1]).all()
+        assert (changed[cut + 1 :] != slots[cut + 1 :]).any()
+        past = memory_slots(items[:cut], features[:cut], surprise[:cut], every[: cut + 1], settings)
+        assert (past.slots == slots[: cut + 1]).all()
+
+
+def test_it_repeats_and_leaves_its_inputs_alone() -> None:
+    items, features, surprise, settings = wide_history(200)
+    before = items.copy(), features.copy(), surprise.copy()
+    positions = np.array([200, 3, 150, 3])
+    first = memory_slots(items, features, surprise, positions, settings)
+    again = memory_slots(items, features, surprise, positions, settings)
+    assert (first.slots == again.slots).all()
+    assert (first.slots[1] == first.slots[3]).all()
+    for array, copy in zip((items, features, surprise), before, strict=True):
+        assert (array == copy).all()
+
+
+def test_the_short_term_is_first_in_first_out() -> None:
+    settings = replace(SETTINGS, short_term=3, long_term=1)
+    memory = remember([1, 3, 4, 4, 5], settings, positions=[0, 1, 2, 3, 4, 5])
+    assert memory.slots.tolist() == [
+        [0, 0, 0, 0],
+        [1, 0, 0, 0],
+        [3, 1, 0, 0],
+        [4, 3, 1, 0],
+        [4, 4, 3, 1],  # an interaction goes to the long-term memory as it leaves the short-term one
+        [5, 4, 4, 3],
+    ]
+    assert (memory.candidates, memory.writes, memory.merges, memory.evictions) == (2, 2, 0, 1)
+
+
+def test_empty_histories_and_no_positions() -> None:
+    assert held([]) == [0, 0, 0]
+    assert held([3]) == [3, 0, 0]
+    none = remember([1, 3, 4], positions=[])
+    assert none.slots.shape == (0, 3)
+    assert none.candidates == 0
+    assert held([1, 3], replace(SETTINGS, long_term=0)) == []
+    defaults = MemorySettings(novelty=0.5, surprise=9.0)
+    assert held([1, 3], defaults) == [3, 1] + [0] * 248
+
+
+def test_only_what_is_novel_or_surprising_is_written() -> None:
+    assert held([3, 6]) == [3, 0, 0]  # novelty 0.4
+    assert held([3, 6], replace(SETTINGS, novelty=0.39)) == [6, 3, 0]
+    assert held([3, 6], SETTINGS, 1) == [6, 3, 0]
+    assert held([3, 6], SETTINGS, 0) == [3, 0, 0]  # another one's surprise
+    assert remember([3, 6]).writes == 1
+
+
+def test_near_duplicates_are_merged_however_surprising() -> None:
+    memory = remember([1, 3, 2], surprising=(2,))
+    assert memory.slots[0].tolist() == [1, 3, 0]  # 2 refreshes the slot of 1, which keeps its item
+    assert (memory.writes, memory.merges) == (2, 1)
+    assert held([1, 3, 2], replace(SETTINGS, duplicate=0.97), 2) == [2, 3, 1]
+
+
+def test_a_merge_goes_to_the_nearest_slot_and_to_the_oldest_of_equals() -> None:
+    apart = replace(SETTINGS, duplicate=0.97, novelty=0.01)
+    assert held([1, 2, 3, 2], apart) == [2, 3, 1]
+    features = CATALOGUE[[3, 4, 5, 1]].copy()
+    features[3] = np.sqrt([0, 0, 0.5, 0.5, 0, 0, 0, 0])  # as like 3 as 4
+    loose = replace(SETTINGS, duplicate=0.7)
+    items, surprise = np.array([3, 4, 5, 1], np.int32), np.zeros(4, np.float32)
+    slots = memory_slots(items, features, surprise, np.array([4]), loose).slots
+    assert slots[0].tolist() == [3, 5, 4]
+
+
+def test_the_lowest_utility_is_evicted() -> None:
+    two = replace(SETTINGS, long_term=2)
+    # when 5 comes: 3 has log 3 + exp(-0.2) = 1.92, 4 has log 2 + exp(-0.1) = 1.60
+    assert held([3, 3, 4, 5], two) == [5, 3]
+    # 6 is forgotten ten times, then 3 has log 3 + exp(-1.2) = 1.40, 4 has 1.60 as before
+    long = [3, 3, *[6] * 10, 4, 5]
+    assert held(long, two) == [5, 4]
+    # a longer time constant: log 3 + exp(-0.12) = 1.99, log 2 + exp(-0.01) = 1.68
+    assert held(long, replace(two, recency=100)) == [5, 3]
+    # a merge refreshes: 3 has log 3 + exp(-0.1) = 2.00, 4 has log 2 + exp(-0.2) = 1.51
+    assert held([3, 4, 3, 5], two) == [5, 3]
+    assert remember([3, 4, 3, 5], two).evictions == 1
+
+
+def test_ties_of_utility_go_by_age() -> None:
+    forgetful = replace(SETTINGS, long_term=2, recency=0.01)  # every recency term is lost to 0
+    assert held([3, 4, 5], forgetful) == [5, 4]
+    assert held([3, 4, 4, 3, 5], forgetful) == [5, 3]  # equal frequency, refreshed later
+
+
+def test_items_without_features_are_known_by_identity() -> None:
+    memory = remember([7, 8, 7, 1])
+    assert memory.slots[0].tolist() == [1, 7, 8]
+    assert (memory.writes, memory.merges) == (3, 1)
+
+
+def test_similarities_are_exact() -> None:
+    items, features, surprise, settings = wide_history(300)
+    content = LongTermMemory(items, features, surprise, settings).content
+    rows, columns = np.arange(40, 70), np.random.default_rng(0).permutation(300)
+    found = similarities(items, content, rows, columns)
+    whole = content.astype(np.int64)
+    other = items[rows][:, None] != items[columns]
+    assert (found == (whole[rows] @ whole[columns].T) / GRID**2)[other].all()
+    assert (found[~other] == 1).all()
+    wanted = features[rows].astype(float) @ features[columns].astype(float).T
+    assert abs(found - wanted).max() < 1e-3
+
+
+def test_work_and_memory_grow_with_the_length_alone(monkeypatch) -> None:
+    sizes: list[int] = []
+
+    def counted(*arguments: np.ndarray) -> np.ndarray:
+        sizes.append(similarities(*arguments).size)
+        return similarities(*arguments)
+
+    monkeypatch.setattr(module, "similarities", counted)
+    totals = []
+    for length in (15, 820, 1620, 3220):
+        items, features, surprise, settings = wide_history(length)
+        sizes.clear()
+        memory_slots(items, features[:, :8], surprise, np.arange(length + 1), settings)
+        totals.append(sum(sizes))
+    assert totals[0] == 0  # a history that fits the short-term memory compares nothing
+    assert max(sizes) <= module.BLOCK * (module.BLOCK + 30)
+    assert totals[3] - totals[2] <= 2.1 * (totals[2] - totals[1])
+
+
+def test_no_more_is_decided_than_the_positions_ask_for(monkeypatch) -> None:
+    decided: list[int] = []
+    decide = LongTermMemory.decide
+    monkeypatch.setattr(
+        LongTermMemory, "decide", lambda self: decided.append(self.candidates) or decide(self)
+    )
+    items, features, surprise, settings = wide_history(400)
+    memory = memory_slots(items, features, surprise, np.array([100, 40, 100, 7]), settings)
+    assert decided == list(range(80))
+    assert memory.candidates == 80
+
+
+def test_the_novelty_threshold_is_a_quantile_of_what_can_be_decided() -> None:
+    # 6 after 3 has novelty 0.4, 1 after 3 has 1, 6 after 3 and 1 has 0.4, 2 after 1 is a duplicate
+    histories = [np.array(h, dtype=np.int32) for h in ([3, 6], [3, 1, 6, 7, 7], [1, 2], [5], [])]
+    threshold = [novelty_threshold(CATALOGUE, histories, SETTINGS, q) for q in (0, 0.5, 1)]
+    assert threshold == pytest.approx([0.4, 0.4, 1], abs=1e-3)
+    assert novelty_threshold(CATALOGUE, histories[:1] * 3, SETTINGS) == pytest.approx(0.4, abs=1e-3)
+    strict = replace(SETTINGS, novelty=2.0)
+    assert novelty_threshold(CATALOGUE, histories, strict, 1.0) == pytest.approx(1, abs=1e-3)
+    assert novelty_threshold(CATALOGUE, [], SETTINGS) == 0
+    assert novelty_threshold(0 * CATALOGUE, histories, SETTINGS) == 0
+
+
+def test_the_median_writes_about_half_whatever_the_spread_of_the_encoder() -> None:
+    _, features, _, settings = wide_history(600)
+    shared = np.ones(896, dtype=np.float32) / np.float32(math.sqrt(896))
+    for common in (0.0, 3.0):  # cosines up to 0.5, cosines of 0.9 and more
+        narrow = np.vstack([np.zeros((1, 896)), features + common * shared]).astype(np.float32)
+        narrow[1:] /= np.linalg.norm(narrow[1:], axis=1, keepdims=True)
+        history = np.arange(1, 601, dtype=np.int32)
+        tuned = replace(settings, surprise=np.inf, duplicate=1.0, long_term=600)
+        tuned = replace(tuned, novelty=novelty_threshold(narrow, [history], tuned))
+        quiet = np.zeros(600, dtype=np.float32)
+        memory = memory_slots(history, narrow[history], quiet, np.array([600]), tuned)
+        assert 0.3 < memory.writes / memory.candidates < 0.7
