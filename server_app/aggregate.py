@@ -21,16 +21,25 @@ class RoundUpdate:
     participants: int
 
 
-def check_update(update: LocalUpdate, arrays: Arrays) -> None:
-    """``NodeError`` or ``ModelError`` unless an update can be added to the others."""
+def check_update(update: LocalUpdate, arrays: Arrays, users: int, interactions: int) -> None:
+    """``NodeError`` or ``ModelError`` unless an update can be added to the others.
+
+    ``users`` and ``interactions`` are what the node hosts: no honest sum exceeds them.
+    """
     check_arrays(arrays, update.arrays)
-    if not (math.isfinite(update.weight) and update.weight >= 0):
-        raise NodeError("unusable weight", expected="finite and >= 0", got=str(update.weight))
-    if not math.isfinite(update.loss) or min(update.targets, update.participants) < 0:
-        raise NodeError("unusable sums", got=f"loss {update.loss}, targets {update.targets}")
+    limits = {"weight": interactions, "targets": interactions, "participants": users}
+    for name, limit in limits.items():
+        if not 0 <= getattr(update, name) <= limit:
+            raise NodeError(
+                f"unusable {name}", expected=f"0 to {limit}", got=str(getattr(update, name))
+            )
+    if not math.isfinite(update.loss):
+        raise NodeError("unusable loss", expected="a finite number", got=str(update.loss))
     broken = [name for name, value in update.arrays.items() if not torch.isfinite(value).all()]
     if broken:
         raise NodeError("update is not finite", where=", ".join(broken))
+    if update.weight == 0 and any(value.any() for value in update.arrays.values()):
+        raise NodeError("an update without weight", expected="zeros", got="other numbers")
 
 
 def reduce_updates(updates: Iterable[LocalUpdate], arrays: Arrays) -> RoundUpdate | None:

@@ -14,7 +14,7 @@ from server_app.optimizers import ServerOptimizer
 from server_app.rounds import StageRun
 from server_app.strategy import StageStrategy
 from shared_model.config import Settings, parse_settings
-from shared_model.errors import FedDMMRError
+from shared_model.errors import FedDMMRError, ManifestError
 from shared_model.fingerprint import app_sha256
 from shared_model.model import build, read_groups
 from shared_model.stages import STAGES, Stage, stage_of
@@ -68,9 +68,13 @@ def _run_stage(
     strategy = StageStrategy(stage, settings, census, ServerOptimizer(settings.server_optimizer))
     try:
         StageRun(grid, strategy, manifest, record).run(read_groups(model, stage.trained))
-    except Exception:
+    except Exception as failure:
         record["status"] = "failed"
-        manifest.save()
+        try:
+            manifest.save()
+        except ManifestError as second:  # a full disk, say: the first failure is what matters
+            report.say(f"error: {second}")
+            raise failure from second
         raise
 
 

@@ -34,10 +34,6 @@ class Census:
         """Hash of the catalogue, the same on every node."""
         return self._any.catalogue_sha256
 
-    def name_of(self, node_id: int) -> str:
-        """A node's name for people and the manifest."""
-        return self.nodes[node_id].name
-
     def dataset(self) -> dict[str, Any]:
         """The manifest's ``dataset``: counts, and a fingerprint that no topology changes."""
         histories = sum(int(node.history_digest, 16) for node in self.nodes.values()) % 2**256
@@ -118,7 +114,14 @@ def _check_agreement(census: Census) -> None:
         "catalogue_sha256": census.catalogue_sha256,
         "features_sha256": next(iter(census.nodes.values())).features_sha256,
     }
-    names: set[str] = set()
+    shares = {r.num_partitions for r in census.nodes.values() if r.partition >= 0}
+    if len(shares) > 1:
+        raise NodeError(
+            "nodes disagree on the number of partitions",
+            expected="one num-partitions in every --node-config",
+            got=", ".join(map(str, sorted(shares))),
+        )
+    names: set[str | int] = set()
     for report in census.nodes.values():
         for field, value in expected.items():
             if getattr(report, field) != value:
@@ -129,10 +132,12 @@ def _check_agreement(census: Census) -> None:
                     got=getattr(report, field)[:12] or "none",
                     todo="give every node the same app, items.csv and features",
                 )
-        if report.name in names:
+        own: set[str | int] = {report.name}
+        own |= {report.partition} if report.partition >= 0 else set()
+        if names & own:
             raise NodeError(
                 "two nodes have the same name or partition",
                 where=report.name,
                 todo="give each SuperNode a partition-id or name of its own",
             )
-        names.add(report.name)
+        names |= own

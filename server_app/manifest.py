@@ -53,7 +53,7 @@ class Manifest:
         records = [*self.data["stages"].values(), *self.data["superseded"]]
         named = {record["checkpoint"] for record in records}
         named |= {record["last"].get("file") for record in records}
-        for path in self.folder.glob("*.safetensors"):
+        for path in self.folder.glob("*.safetensors*"):  # and temporary files of a killed process
             if path.name not in named:
                 path.unlink()
 
@@ -86,12 +86,14 @@ class Manifest:
     def begin(self, stage: Stage, config: Record, redo: bool) -> Record:
         """The stage's record to go on with: a fresh one, or a cut-off one of the same config."""
         old = self.stage(stage.number)
-        if old is not None and not redo and old["status"] in ("running", "failed"):
-            _require_same_config(old["config"], config, self.path)
-            old["status"] = "running"
-            return old
+        if old is not None and old["status"] in ("running", "failed"):
+            if not redo:
+                _require_same_config(old["config"], config, self.path)
+            if old["config"] == config:  # a redone stage that was cut off resumes, too
+                old["status"] = "running"
+                return old
         if old is not None:
-            self.data["superseded"].append({"stage": stage.number, **old})
+            self.data["superseded"].append({"stage": stage.number, **old, "last": {}})
         parent = self.stage(stage.number - 1)
         record: Record = {
             "status": "running",
@@ -109,6 +111,7 @@ class Manifest:
             "rounds": [],
             "valid": {},
             "test": {},
+            "test_dropped": [],
             "privacy": {},
         }
         self.data["stages"][str(stage.number)] = record

@@ -1,10 +1,12 @@
 """Server optimizers: SGD, momentum and Adam on the round's pseudo-gradient.
 
-Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), algorithm 2, with Adam's bias correction
-and eps where torch has them (Flower's FedAdam has another algorithm). eps is 1e-5: gradients are sums
-in float32, whose last bits depend on which users share a batch, and Adam multiplies an error near
-zero by rate / eps. With torch's 1e-8 a handful of half a million parameters differed by 1e-4 between
-topologies (invariant 1); nine gradients in ten are above 1e-5, so little else changes.
+Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), algorithm 2, with Adam's bias
+correction and eps where torch has them (Flower's FedAdam has another algorithm).
+
+eps is 1e-5. Updates are sums in float32, whose last bits depend on which users share a batch, and
+Adam multiplies an error near zero by rate / eps: with torch's 1e-8 a handful of half a million
+parameters differed by 1e-4 between topologies (invariant 1). Nine in ten entries of an update are
+above 1e-5, so little else changes.
 """
 
 import torch

@@ -90,7 +90,10 @@ class StageRun:
             return self._try_train(round_, arrays)
         except RoundError as error:
             report.say(f"stage {self.stage}: round {round_} is tried again: {error}")
-            return self._try_train(round_, arrays)
+            first = self.strategy.exchange
+            result = self._try_train(round_, arrays)
+            self.strategy.exchange = first + self.strategy.exchange
+            return result
 
     def _try_train(self, round_: int, arrays: Arrays) -> tuple[Arrays, MetricRecord]:
         record = messages.to_record(arrays)
@@ -100,7 +103,21 @@ class StageRun:
         return (arrays if new is None else messages.from_record(new)), sums or MetricRecord()
 
     def _evaluate(self, round_: int, arrays: Arrays, split: Literal["valid", "test"]) -> Report:
+        """Metrics over all users; if nodes fail, all are asked again, then they are left out."""
         self.strategy.split = split
+        try:
+            result = self._try_evaluate(round_, arrays)
+        except RoundError as error:
+            report.say(f"stage {self.stage}: evaluation is tried again: {error}")
+        else:
+            if not self.strategy.exchange.dropped:
+                return result
+        first = self.strategy.exchange
+        result = self._try_evaluate(round_, arrays)
+        self.strategy.exchange = first + self.strategy.exchange
+        return result
+
+    def _try_evaluate(self, round_: int, arrays: Arrays) -> Report:
         record: ArrayRecord = messages.to_record(arrays)
         requests = self.strategy.configure_evaluate(round_, record, ConfigRecord(), self.grid)
         replies = self.grid.send_and_receive(requests, timeout=self.strategy.settings.round_timeout)
@@ -162,6 +179,7 @@ class StageRun:
             self.manifest.folder / self.record["checkpoint"], self.record["sha256"]
         )
         self.record["test"] = self._evaluate(best, arrays, "test")
+        self.record["test_dropped"] = self.strategy.exchange.dropped
         self.record["status"] = "complete"
         self.record["last"] = {}
         self.manifest.save()

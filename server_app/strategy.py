@@ -13,8 +13,9 @@ from server_app.census import Census
 from server_app.optimizers import ServerOptimizer, scheduled_rate
 from shared_model import messages
 from shared_model.config import Settings
-from shared_model.errors import FedDMMRError, RoundError
+from shared_model.errors import FedDMMRError, NodeError, RoundError
 from shared_model.fingerprint import app_sha256
+from shared_model.messages import NodeReport
 from shared_model.metrics import merge
 from shared_model.model import Arrays
 from shared_model.plan import EvaluationPlan, LocalUpdate, RoundPlan
@@ -28,6 +29,13 @@ class Exchange:
     bytes_down: int = 0
     bytes_up: int = 0
     dropped: list[dict[str, str]] = field(default_factory=list)
+
+    def __add__(self, other: "Exchange") -> "Exchange":
+        return Exchange(
+            self.bytes_down + other.bytes_down,
+            self.bytes_up + other.bytes_up,
+            self.dropped + other.dropped,
+        )
 
 
 class StageStrategy(Strategy):
@@ -69,13 +77,13 @@ class StageStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new global arrays, and the round's sums. An empty round changes nothing."""
         updates: list[LocalUpdate] = []
-        for name, content in self._usable(replies):
+        for node, content in self._usable(replies):
             try:
                 update = messages.read_update(content)
-                check_update(update, self._arrays)
+                check_update(update, self._arrays, node.users, node.interactions)
                 updates.append(update)
             except FedDMMRError as error:
-                self._drop(name, str(error))
+                self._drop(node.name, str(error))
         self._require(len(updates))
         mean = reduce_updates(updates, self._arrays)
         if mean is None:
@@ -116,11 +124,11 @@ class StageStrategy(Strategy):
     ) -> MetricRecord | None:
         """Metric sums over all users of the nodes that answered."""
         parts: list[dict[str, float]] = []
-        for name, content in self._usable(replies):
+        for node, content in self._usable(replies):
             try:
                 parts.append(messages.read_metrics(content))
             except FedDMMRError as error:
-                self._drop(name, str(error))
+                self._drop(node.name, str(error))
         self._require(len(parts))
         return MetricRecord(dict(merge(parts).sums))
 
@@ -132,22 +140,21 @@ class StageStrategy(Strategy):
         self.exchange = Exchange(bytes_down=size * len(self.census.nodes))
         return [Message(content, node, message_type) for node in self.census.nodes]
 
-    def _usable(self, replies: Iterable[Message]) -> list[tuple[str, RecordDict]]:
-        """Name and content of each node that answered, in partition order; the rest is dropped."""
+    def _usable(self, replies: Iterable[Message]) -> list[tuple[NodeReport, RecordDict]]:
+        """Each node that answered, with its content, in partition order; the rest is dropped."""
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
         usable = []
-        for node_id in self.census.nodes:
-            name = self.census.name_of(node_id)
+        for node_id, node in self.census.nodes.items():
             if node_id not in by_node:
-                self._drop(name, "no reply before the deadline, or the node left")
+                self._drop(node.name, "no reply before the deadline, or the node left")
                 continue
             try:
                 content = messages.check_reply(by_node[node_id])
-            except FedDMMRError as error:
-                self._drop(name, str(error))
+            except NodeError as error:
+                self._drop(node.name, str(error))
                 continue
             self.exchange.bytes_up += messages.content_bytes(content)
-            usable.append((name, content))
+            usable.append((node, content))
         return usable
 
     def _drop(self, name: str, reason: str) -> None:

@@ -36,5 +36,9 @@ class NodeError(FedDMMRError):
     """A node that is missing, refuses the round plan, or answers what cannot be used."""
 
 
+class WorkerError(FedDMMRError):
+    """A worker process of the simulation died; its pool cannot be used any more."""
+
+
 class RoundError(FedDMMRError):
     """A round that too few nodes completed."""

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from shared_model.errors import NodeError
-from shared_model.metrics import MetricSums
+from shared_model.errors import NodeError, WorkerError
+from shared_model.metrics import MetricSums, faulty_sums
 from shared_model.model import Arrays
 from shared_model.plan import EvaluationPlan, LocalUpdate, RoundPlan
 
@@ -110,8 +110,14 @@ def metrics_content(sums: MetricSums) -> RecordDict:
 
 
 def read_metrics(content: RecordDict) -> dict[str, float]:
-    """The metric sums of a reply."""
-    return {key: float(value) for key, value in _metrics(content, "metrics").items()}
+    """The metric sums of a reply; ``NodeError`` unless each is what users can add up to."""
+    try:
+        sums = {key: float(value) for key, value in _metrics(content, "metrics").items()}
+    except (TypeError, ValueError) as error:
+        raise NodeError("unreadable metrics", where="reply to evaluate", got=repr(error)) from error
+    if faults := faulty_sums(sums):
+        raise NodeError("unusable metric sums", expected="0 to users", got=", ".join(faults[:3]))
+    return sums
 
 
 def report_content(report: NodeReport) -> RecordDict:
@@ -130,9 +136,19 @@ def error_content(line: str) -> RecordDict:
 
 
 def check_reply(message: Message) -> RecordDict:
-    """The reply's content; ``NodeError`` if the node failed or refused."""
+    """The reply's content; ``NodeError`` if the node failed or refused.
+
+    ``WorkerError`` if a Ray actor died: the dead one goes back into its pool, where it answers at
+    once and eats ever more messages, so the run has to stop.
+    """
     if message.has_error():
         reason = " ".join((message.error.reason or "").split())
+        if message.error.code == 0 and "ActorDiedError" in reason:
+            raise WorkerError(
+                "a worker process of the simulation died",
+                got=reason[-300:],
+                todo="free memory or lower users-per-batch, then submit the same run: it resumes",
+            )
         raise NodeError(f"node failed with code {message.error.code}", got=reason[-600:])
     if "error" in message.content.config_records:
         raise NodeError(str(message.content.config_records["error"]["line"]))

@@ -47,6 +47,18 @@ class MetricSums:
         return table
 
 
+def faulty_sums(sums: Mapping[str, float]) -> list[str]:
+    """The keys that no set of users can have: not finite, negative, above the users, or absent."""
+    cells = {key.rpartition("/")[0] for key in sums}
+    expected = {f"{cell}/{name}" for cell in cells for name in rank_sums(np.zeros(0, np.int64))}
+    faults = sorted(expected ^ set(sums))
+    for key, value in sums.items():
+        users = sums.get(key.rpartition("/")[0] + "/users", 0.0)
+        if not (key.count("/") == 2 and 0 <= value <= users < float("inf")):
+            faults.append(f"{key}={value}")
+    return faults
+
+
 def merge(parts: Iterable[Mapping[str, float]]) -> MetricSums:
     """The sums of several nodes, added in the order given."""
     total: dict[str, float] = {}

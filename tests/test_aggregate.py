@@ -44,6 +44,11 @@ def test_an_empty_round_is_none() -> None:
         update([1, 2, 3], -1),
         update([1, 2, 3], float("nan")),
         update([1, 2, 3], float("inf")),
+        update([1, 2, 3], 1e300),
+        update([1, 2, 3], 51),
+        update([1, 2, 3], 0),
+        LocalUpdate({"a": torch.zeros(3)}, 1, 1, 2, 6),
+        LocalUpdate({"a": torch.zeros(3)}, 1, 1, 51, 1),
         update([1, 2, 3], 1, loss=float("nan")),
         LocalUpdate({"b": torch.zeros(3)}, 1, 1, 1, 1),
         LocalUpdate({"a": torch.zeros(3), "b": torch.zeros(3)}, 1, 1, 1, 1),
@@ -53,5 +58,6 @@ def test_an_empty_round_is_none() -> None:
 )
 def test_what_cannot_be_used_is_refused(bad: LocalUpdate) -> None:
     with pytest.raises(FedDMMRError):
-        check_update(bad, ARRAYS)
-    check_update(update([1, 2, 3], 1), ARRAYS)
+        check_update(bad, ARRAYS, users=5, interactions=50)
+    check_update(update([1, 2, 3], 1), ARRAYS, users=5, interactions=50)
+    check_update(update([0, 0, 0], 0), ARRAYS, users=5, interactions=50)

@@ -37,9 +37,6 @@ THREE_ROUNDS: dict[str, Value] = {
     "fraction-train": 0.5,
     "hidden-size": 32,
     "max-length": 50,
-    "server-optimizer": "momentum",  # Adam divides rounding noise by itself where gradients vanish
-    "server-learning-rate": 1.0,
-    "server-schedule": "constant",
 }
 TIMEOUT = 300  # seconds for one run, far more than it needs
 

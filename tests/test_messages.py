@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -36,8 +37,9 @@ def test_everything_survives_the_wire() -> None:
     evaluation = EvaluationPlan(1, 7, 3, "test", "app", "catalogue")
     content = messages.evaluation_content(evaluation, messages.to_record(ARRAYS))
     assert messages.read_evaluation(wire(content)) == evaluation
-    sums = {"all/full/hr@10": 3.0, "all/full/users": 9.0}
-    assert messages.read_metrics(wire(messages.metrics_content(MetricSums(sums)))) == sums
+    sums = MetricSums()
+    sums.add("all", "full", np.array([3, 0, 40]))
+    assert messages.read_metrics(wire(messages.metrics_content(sums))) == sums.sums
     assert messages.read_report(wire(messages.report_content(REPORT))) == REPORT
 
 

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from client_app.data import Dataset
 from server_app import rounds
+from server_app.app import federate
 from server_app.rounds import StageRun, selected
+from shared_model.config import default_config, parse_settings
 from shared_model.errors import FedDMMRError, ManifestError, NodeError
 from tests.conftest import MakeDataset
 from tools.in_process import InProcessGrid, run_in_process
@@ -82,6 +84,41 @@ def test_topology_changes_nothing(
     assert moved["stages"]["1"]["status"] == "complete"
     first = arrays["untrained"]
     assert max((first[n] - v).abs().max() for n, v in arrays["nodes-1"].items()) > 1e-3
+
+
+def test_topology_changes_nothing_with_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_folder: Path
+) -> None:
+    """The same with the full model and Adam, which multiplies errors where gradients vanish."""
+    arrays = last_round(tmp_path, monkeypatch)
+    settings = {"home": str(tmp_path / "home"), "dataset": str(demo_folder), "dropout": 0.0}
+    for n in (1, 7):
+        run_in_process(n, run=f"nodes-{n}", num_rounds=3, evaluate_every=3, **settings)  # type: ignore
+    for name, value in arrays["nodes-1"].items():
+        assert (value - arrays["nodes-7"][name]).abs().max() <= 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ([("a", 0, 1), ("b", 0, 1)], "same name or partition"),
+        ([("a", 0, 2), ("a", 1, 2)], "same name or partition"),
+        ([("a", 0, 2), ("b", 1, 2), ("c", 2, 3)], "disagree on the number of partitions"),
+        ([("a", 0, 2)], r"partitions \[1\] of 2"),
+    ],
+)
+def test_nodes_that_do_not_belong_together_are_refused(
+    tmp_path: Path, small_dataset: Dataset, nodes: list[tuple[str, int, int]], message: str
+) -> None:
+    overrides = {"home": str(tmp_path / "home"), "dataset": str(small_dataset.folder)}
+    config = default_config(Path(__file__).parents[1] / "pyproject.toml") | overrides
+    config["node-timeout"] = 0.5
+    grid = InProcessGrid(
+        [{"name": n, "partition-id": p, "num-partitions": of} for n, p, of in nodes], config
+    )
+    with pytest.raises(NodeError, match=message):
+        federate(grid, parse_settings(config))
+    assert not (tmp_path / "home").exists()
 
 
 def test_the_same_seed_gives_the_same_bytes(run: Any, tmp_path: Path) -> None:
@@ -208,6 +245,49 @@ def test_a_complete_stage_is_left_alone_and_can_be_redone(
     assert redone["stages"]["1"]["sha256"] != first["stages"]["1"]["sha256"]
     assert checkpoint(tmp_path, "default", first)  # the superseded one is still there
     assert checkpoint(tmp_path, "default", redone)
+
+
+def test_a_redone_stage_that_was_cut_off_resumes(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(1)
+    original = StageRun._finish_round
+
+    def cut(self: StageRun, entry: Any, started: float, save: Any) -> None:
+        original(self, entry, started, save)
+        if entry["round"] == 2:
+            raise CutError
+
+    monkeypatch.setattr(StageRun, "_finish_round", cut)
+    with pytest.raises(CutError):
+        run(1, redo=True, seed=5)
+    monkeypatch.setattr(StageRun, "_finish_round", original)
+    manifest = run(1, redo=True, seed=5)
+    assert len(manifest["superseded"]) == 1
+    assert [entry["round"] for entry in manifest["stages"]["1"]["rounds"]] == [0, 1, 2, 3]
+
+
+def test_a_node_that_fails_once_in_a_retried_round_is_named(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_all, failures = InProcessGrid.push_messages, [1, 1]
+
+    def push(self: InProcessGrid, messages: Any) -> list[str]:
+        kept = list(messages)
+        if kept[0].metadata.message_type == "train" and failures:
+            failures.pop()
+            kept = kept[: len(failures)]  # one node of three answers, then none
+        return list(push_all(self, kept))
+
+    monkeypatch.setattr(InProcessGrid, "push_messages", push)
+    with pytest.raises(rounds.RoundError):
+        run(3)
+    failures.append(1)
+    stage = run(3)["stages"]["1"]
+    assert [drop["node"] for drop in stage["rounds"][1]["dropped"]] == [
+        "partition-0",
+        "partition-1",
+        "partition-2",
+    ]
+    assert stage["rounds"][1]["nodes"] == 3
 
 
 def test_another_dataset_under_the_same_name_is_refused(

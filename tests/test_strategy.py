@@ -4,16 +4,17 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from server_app.census import Census
 from server_app.optimizers import ServerOptimizer
 from server_app.strategy import StageStrategy
 from shared_model import messages
 from shared_model.config import default_config, parse_settings
-from shared_model.errors import RoundError
+from shared_model.errors import RoundError, WorkerError
 from shared_model.messages import NodeReport
 from shared_model.metrics import MetricSums
 from shared_model.plan import LocalUpdate
@@ -123,18 +124,55 @@ def test_an_empty_round_changes_nothing(strategy: StageStrategy, grid: InProcess
     assert strategy.optimizer.steps == 0
 
 
+def node_metrics(ranks: list[int]) -> RecordDict:
+    sums = MetricSums()
+    sums.add("all", "full", np.array(ranks))
+    return messages.metrics_content(sums)
+
+
 def test_evaluation_adds_users_not_nodes(strategy: StageStrategy, grid: InProcessGrid) -> None:
     sent = list(strategy.configure_evaluate(2, ARRAYS, ConfigRecord(), grid))
     assert messages.read_evaluation(sent[0].content).split == "valid"
-    contents = [
-        RecordDict({"metrics": MetricRecord({"all/full/hr@10": hits, "all/full/users": users})})
-        for hits, users in ((1.0, 1.0), (0.0, 3.0), (2.0, 4.0))
-    ]
+    contents = [node_metrics(ranks) for ranks in ([3], [50, 60, 70], [0, 9, 10, 11])]
     replies = [answer(m, c) for m, c in zip(sent, contents, strict=True)]
     sums = strategy.aggregate_evaluate(2, replies)
-    assert MetricSums({k: float(v) for k, v in sums.items()}).report() == {  # type: ignore
-        "all": {"full": {"hr@10": 3 / 8, "users": 8.0}}
-    }
+    assert sums is not None
+    cell = MetricSums({k: float(v) for k, v in sums.items()}).report()["all"]["full"]  # type: ignore
+    assert (cell["hr@10"], cell["users"]) == (3 / 8, 8.0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"all/full/hr@10": float("nan")},
+        {"all/full/hr@10": 2.5},
+        {"all/full/mrr": -0.1},
+        {"all/full/users": float("inf")},
+        {"all/full/extra": 1.0},
+        {"odd": 1.0},
+    ],
+)
+def test_metrics_that_no_users_can_have_are_dropped(
+    strategy: StageStrategy, grid: InProcessGrid, bad: dict[str, float]
+) -> None:
+    sent = list(strategy.configure_evaluate(2, ARRAYS, ConfigRecord(), grid))
+    contents = [node_metrics([3]), node_metrics([5, 6]), node_metrics([70])]
+    contents[1].metric_records["metrics"].update(bad)
+    replies = [answer(m, c) for m, c in zip(sent, contents, strict=True)]
+    sums = strategy.aggregate_evaluate(2, replies)
+    assert sums is not None
+    assert sums["all/full/users"] == 2.0
+    assert [drop["node"] for drop in strategy.exchange.dropped] == ["partition-1"]
+
+
+def test_a_dead_worker_stops_the_run(strategy: StageStrategy, grid: InProcessGrid) -> None:
+    """It would eat every later message if it were dropped like a failed node."""
+    sent = requests(strategy, grid)
+    sent[1].metadata.__dict__["_message_id"] = "id"
+    dead = Message(Error(0, "ray.exceptions.ActorDiedError: out of memory"), reply_to=sent[1])
+    good = [answer(sent[0], update([1, 1, 1], 1)), answer(sent[2], update([1, 1, 1], 1))]
+    with pytest.raises(WorkerError, match="resumes"):
+        strategy.aggregate_train(1, [*good, dead])
 
 
 def test_only_the_stages_groups_travel(strategy: StageStrategy) -> None:
