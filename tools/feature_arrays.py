@@ -90,10 +90,7 @@ def _read_tensors(path: Path) -> dict[str, Array]:
 
         content: Any = load_file(path)
     else:
-        # Tensors alone: with weights_only nothing in the file is executed.
-        from torch import load as load_tensors
-
-        content = load_tensors(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)  # nothing is executed
     named = content if isinstance(content, dict) else {"": content}
     if not all(isinstance(tensor, torch.Tensor) for tensor in named.values()):
         raise ValueError("something else than tensors in the file")
