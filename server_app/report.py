@@ -49,7 +49,7 @@ def closing_table(manifest: Manifest) -> None:
                 if cells := record[split].get(group):
                     head = (number, record["status"], str(record["best_round"]), split, group)
                     table.add_row(*head, *(_cell(cells.get(protocol)) for protocol in PROTOCOLS))
-    console = Console(width=110)
+    console = Console(width=120)
     console.print(table)
     say(f"manifest: {manifest.path}")
 
