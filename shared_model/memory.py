@@ -186,28 +186,39 @@ def similarities(items: Items, content: Floats, rows: Ints, columns: Ints) -> Fl
     return cosines
 
 
-def novelty_threshold(
-    features: Floats,
-    histories: Iterable[Items],
-    settings: MemorySettings,
-    quantile: float = 0.5,
-) -> float:
-    """The novelty from which an interaction should be written, from data.
+def novelties(
+    features: Floats, histories: Iterable[Items], settings: MemorySettings
+) -> npt.NDArray[np.float64]:
+    """The novelty that a memory which writes everything meets, sorted.
 
-    ``features`` [I + 1, F] of the whole catalogue, ``histories`` of item indices. It is a quantile
-    of the novelty that a memory which writes everything (``settings.novelty`` is not used) meets.
-    Near-duplicates, first interactions and items without features do not count: novelty decides
-    nothing about them. A quantile, since the cosines of one encoder spread over [0, 1] and those of
-    another over [0.7, 0.9]. The median, since a slot should go to what adds more than is usual;
-    the rest is remembered if it surprises. 0 where nothing can be measured.
+    ``features`` [I + 1, F] of the whole catalogue, ``histories`` of item indices;
+    ``settings.novelty`` is not used. Near-duplicates, first interactions and items without features
+    do not count: novelty decides nothing about them.
     """
     everything = replace(settings, novelty=-np.inf)
     known = np.abs(features).max(axis=1) > 0
-    found: list[float] = []
+    found = [np.zeros(0)]
     for items in histories:
         calm = np.zeros(len(items), dtype=np.float32)
         memory = LongTermMemory(items, features[items], calm, everything)
-        novelties = [memory.decide() for _ in items]
-        found += [novelties[i] for i in range(1, len(items)) if known[items[i]]]
-    counted = [novelty for novelty in found if novelty > 1 - settings.duplicate]
-    return float(np.quantile(counted, quantile)) if counted else 0.0
+        met = np.array([memory.decide() for _ in items])
+        found.append(met[1:][known[items[1:]]])
+    met = np.concatenate(found)
+    return np.sort(met[met > 1 - settings.duplicate])
+
+
+def threshold_of(met: npt.NDArray[np.float64], quantile: float = 0.5) -> float:
+    """The novelty from which an interaction should be written, from what ``novelties`` found.
+
+    A quantile, since the cosines of one encoder spread over [0, 1] and those of another over
+    [0.7, 0.9]. The median, since a slot should go to what adds more than is usual; the rest is
+    remembered if it surprises. 0 where nothing can be measured.
+    """
+    return float(np.quantile(met, quantile)) if len(met) else 0.0
+
+
+def novelty_threshold(
+    features: Floats, histories: Iterable[Items], settings: MemorySettings, quantile: float = 0.5
+) -> float:
+    """The data-driven default of ``MemorySettings.novelty``; arguments as of ``novelties``."""
+    return threshold_of(novelties(features, histories, settings), quantile)

@@ -15,8 +15,8 @@ from scipy import sparse
 
 from client_app.data import Dataset, open_dataset, split_view
 from shared_model.errors import DataError
-from shared_model.memory import MemorySettings, novelty_threshold
-from tools.analysis import SETTINGS, analyze, norms, novelties, squeeze, train_histories
+from shared_model.memory import MemorySettings, novelties, novelty_threshold
+from tools.analysis import SETTINGS, analyze, norms, squeeze, train_histories
 from tools.feature_files import FeatureFiles, read_features
 from tools.similarity import (
     Histories,
@@ -129,7 +129,7 @@ def test_the_threshold_is_the_memorys_own(demo_folder: Path) -> None:
     expected = novelty_threshold(padded, split, settings)
     assert expected > 0
     assert report["modalities"]["text"]["preferences"]["novelty"]["threshold"] == expected
-    assert np.median(novelties(padded, split)) == pytest.approx(expected)
+    assert np.median(novelties(padded, split, settings)) == pytest.approx(expected)
     assert MemorySettings(novelty=0.0, surprise=float("inf")) == SETTINGS
 
 

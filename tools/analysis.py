@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from client_app.data import Dataset, open_dataset
 from shared_model.errors import DataError
-from shared_model.memory import LongTermMemory, MemorySettings, novelty_threshold
+from shared_model.memory import MemorySettings, novelties, threshold_of
 from tools.feature_files import FeatureFiles, read_features
 from tools.similarity import Features, Histories, lifts, near_duplicates, random_mean
 
@@ -126,28 +126,16 @@ def train_histories(dataset: Dataset, users: int) -> Histories:
     return Histories(indptr, items[train].astype(np.int64) - 1)
 
 
-def novelties(features: Features, histories: list[npt.NDArray[np.int32]]) -> npt.NDArray[Any]:
-    """The distribution whose median `novelty_threshold` is; features [I + 1, F]. Sorted."""
-    known, found = np.asarray(features.any(axis=1)), []
-    for items in histories:
-        calm = np.zeros(len(items), dtype=np.float32)
-        memory = LongTermMemory(items, features[items], calm, SETTINGS)
-        values = np.array([memory.decide() for _ in items])
-        found.append(values[1:][known[items[1:]]])
-    values = np.concatenate(found) if found else np.zeros(0)
-    return np.sort(values[values > 1 - SETTINGS.duplicate])
-
-
 def _preferences(
     features: Features, histories: Histories, few: Histories
 ) -> tuple[Report, npt.NDArray[Any]]:
     """Similarity of what users chose, and the novelty that their memories would meet."""
     padded = np.vstack([np.zeros((1, features.shape[1]), dtype=np.float32), features])
     split = np.split((few.items + 1).astype(np.int32), few.indptr[1:-1])
-    values = novelties(padded, split)
+    values = novelties(padded, split, SETTINGS)
     quantiles = np.quantile(values, QUANTILES) if len(values) else [0.0] * len(QUANTILES)
     novelty = {
-        "threshold": novelty_threshold(padded, split, SETTINGS),
+        "threshold": threshold_of(values),
         "measured": len(values),
         "quantiles": {str(q): float(v) for q, v in zip(QUANTILES, quantiles, strict=True)},
     }
