@@ -1,16 +1,20 @@
-"""Fixtures for datasets: a factory of small ones, the demo, and MovieLens-1M if it is at hand."""
+"""Fixtures: small datasets, the demo, MovieLens-1M if it is at hand, and whole runs in process."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from client_app.compile import write_dataset
 from client_app.data import Dataset, open_dataset
 from client_app.demo import demo_dataset
 from tools.importers import ImportOptions, import_dataset
+from tools.in_process import run_in_process
 
 MakeDataset = Callable[..., Dataset]
 ML1M = Path(__file__).parents[2] / "shared" / "data" / "ml-1m"
@@ -83,3 +87,35 @@ def small_dataset(
 ) -> Dataset:
     """The dataset of `small_histories`, without cold items and features."""
     return make_dataset(small_histories, num_items=30)
+
+
+SMALL: dict[str, Any] = {
+    "num_rounds": 3,
+    "evaluate_every": 1,
+    "fraction_train": 0.6,
+    "hidden_size": 16,
+    "num_blocks": 1,
+    "max_length": 10,
+    "dropout": 0.0,
+    "users_per_batch": 4,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, small_dataset: Dataset) -> Any:
+    """Runs the app in process on the small dataset, under a home of its own."""
+
+    def go(nodes: int = 1, **overrides: Any) -> dict[str, Any]:
+        settings = {"home": str(tmp_path / "home"), "dataset": str(small_dataset.folder)}
+        return run_in_process(nodes, **(settings | SMALL | overrides))
+
+    return go
+
+
+class CutError(Exception):
+    """The server process dies."""
+
+
+def checkpoint(tmp_path: Path, run: str, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
+    folder = tmp_path / "home" / "runs" / run
+    return load_file(folder / manifest["stages"]["1"]["checkpoint"])

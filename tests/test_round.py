@@ -1,49 +1,14 @@
-"""Whole rounds in process: topology, order, best checkpoint, early stopping, resume, refusals."""
+"""Whole rounds in process: topology, best checkpoint, early stopping, resume."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from client_app.data import Dataset
-from server_app import rounds
-from server_app.app import federate
 from server_app.rounds import StageRun, selected
-from shared_model.config import default_config, parse_settings
-from shared_model.errors import FedDMMRError, ManifestError, NodeError
-from tests.conftest import MakeDataset
-from tools.in_process import InProcessGrid, run_in_process
-
-SMALL: dict[str, Any] = {
-    "num_rounds": 3,
-    "evaluate_every": 1,
-    "fraction_train": 0.6,
-    "hidden_size": 16,
-    "num_blocks": 1,
-    "max_length": 10,
-    "dropout": 0.0,
-    "users_per_batch": 4,
-}
-
-
-@pytest.fixture
-def run(tmp_path: Path, small_dataset: Dataset) -> Any:
-    """Runs the app in process on the small dataset, under a home of its own."""
-
-    def go(nodes: int = 1, **overrides: Any) -> dict[str, Any]:
-        settings = {"home": str(tmp_path / "home"), "dataset": str(small_dataset.folder)}
-        return run_in_process(nodes, **(settings | SMALL | overrides))
-
-    return go
-
-
-def checkpoint(tmp_path: Path, run: str, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
-    folder = tmp_path / "home" / "runs" / run
-    return load_file(folder / manifest["stages"]["1"]["checkpoint"])
+from shared_model.errors import ManifestError
+from tests.conftest import CutError, checkpoint
+from tools.in_process import run_in_process
 
 
 def last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -98,55 +63,11 @@ def test_topology_changes_nothing_with_the_defaults(
         assert (value - arrays["nodes-7"][name]).abs().max() <= 1e-5, name
 
 
-@pytest.mark.parametrize(
-    ("nodes", "message"),
-    [
-        ([("a", 0, 1), ("b", 0, 1)], "same name or partition"),
-        ([("a", 0, 2), ("a", 1, 2)], "same name or partition"),
-        ([("a", 0, 2), ("b", 1, 2), ("c", 2, 3)], "disagree on the number of partitions"),
-        ([("a", 0, 2)], r"partitions \[1\] of 2"),
-    ],
-)
-def test_nodes_that_do_not_belong_together_are_refused(
-    tmp_path: Path, small_dataset: Dataset, nodes: list[tuple[str, int, int]], message: str
-) -> None:
-    overrides = {"home": str(tmp_path / "home"), "dataset": str(small_dataset.folder)}
-    config = default_config(Path(__file__).parents[1] / "pyproject.toml") | overrides
-    config["node-timeout"] = 0.5
-    grid = InProcessGrid(
-        [{"name": n, "partition-id": p, "num-partitions": of} for n, p, of in nodes], config
-    )
-    with pytest.raises(NodeError, match=message):
-        federate(grid, parse_settings(config))
-    assert not (tmp_path / "home").exists()
-
-
 def test_the_same_seed_gives_the_same_bytes(run: Any, tmp_path: Path) -> None:
     first, second = run(2, run="a"), run(2, run="b")
     other = run(2, run="c", seed=1)
     assert first["stages"]["1"]["sha256"] == second["stages"]["1"]["sha256"]
     assert first["stages"]["1"]["sha256"] != other["stages"]["1"]["sha256"]
-
-
-def test_the_manifest_keeps_its_contract(run: Any, tmp_path: Path) -> None:
-    manifest = run(2)
-    on_disk = json.loads((tmp_path / "home/runs/default/manifest.json").read_text())
-    assert on_disk == json.loads(json.dumps(manifest))
-    assert set(manifest["dataset"]) == {"users", "items", "interactions", "cold_items", "sha256"}
-    assert manifest["dataset"]["users"] == 20
-    stage = manifest["stages"]["1"]
-    fields = "status parent_sha256 checkpoint sha256 loaded trained frozen config seed best_round"
-    assert {*fields.split(), "rounds", "valid", "test", "privacy"} <= set(stage)
-    assert stage["trained"] == ["item_embedding", "backbone"]
-    for entry in stage["rounds"]:
-        keys = "round participants nodes loss valid seconds bytes_down bytes_up dropped"
-        assert set(keys.split()) == set(entry)
-    metrics = {"hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr", "users"}
-    for split in ("valid", "test"):
-        assert set(stage[split]["all"]) == {"uniform-100", "full", "full-unseen"}
-        for cell in stage[split]["all"].values():
-            assert set(cell) == metrics
-            assert cell["users"] == 20
 
 
 def test_the_best_round_is_kept_and_validation_is_never_stale(
@@ -197,10 +118,6 @@ def test_test_split_is_opened_once(run: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert splits[-1][1] == "test"
 
 
-class CutError(Exception):
-    """The server process dies."""
-
-
 @pytest.mark.parametrize("at", [0, 1, 3, 4])
 def test_a_cut_off_run_ends_in_the_same_bytes(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
@@ -225,175 +142,3 @@ def test_a_cut_off_run_ends_in_the_same_bytes(
         for entry in stage["rounds"]:
             entry.pop("seconds")
     assert resumed["stages"]["1"] == whole["stages"]["1"]
-
-
-def test_a_complete_stage_is_left_alone_and_can_be_redone(
-    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = run(1)
-    path = tmp_path / "home/runs/default/manifest.json"
-    before = path.read_bytes()
-    capsys.readouterr()
-    run(1)
-    said = capsys.readouterr().out
-    assert "complete: nothing to do" in said
-    assert "redo=true" in said
-    assert f"{first['stages']['1']['test']['all']['full']['hr@10']:.4f}" in said
-    assert path.read_bytes() == before
-    redone = run(1, redo=True, seed=5)
-    assert redone["superseded"][0]["sha256"] == first["stages"]["1"]["sha256"]
-    assert redone["stages"]["1"]["sha256"] != first["stages"]["1"]["sha256"]
-    assert checkpoint(tmp_path, "default", first)  # the superseded one is still there
-    assert checkpoint(tmp_path, "default", redone)
-
-
-def test_a_redone_stage_that_was_cut_off_resumes(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(1)
-    original = StageRun._finish_round
-
-    def cut(self: StageRun, entry: Any, started: float, save: Any) -> None:
-        original(self, entry, started, save)
-        if entry["round"] == 2:
-            raise CutError
-
-    monkeypatch.setattr(StageRun, "_finish_round", cut)
-    with pytest.raises(CutError):
-        run(1, redo=True, seed=5)
-    monkeypatch.setattr(StageRun, "_finish_round", original)
-    manifest = run(1, redo=True, seed=5)
-    assert len(manifest["superseded"]) == 1
-    assert [entry["round"] for entry in manifest["stages"]["1"]["rounds"]] == [0, 1, 2, 3]
-
-
-def test_a_node_that_fails_once_in_a_retried_round_is_named(
-    run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    push_all, failures = InProcessGrid.push_messages, [1, 1]
-
-    def push(self: InProcessGrid, messages: Any) -> list[str]:
-        kept = list(messages)
-        if kept[0].metadata.message_type == "train" and failures:
-            failures.pop()
-            kept = kept[: len(failures)]  # one node of three answers, then none
-        return list(push_all(self, kept))
-
-    monkeypatch.setattr(InProcessGrid, "push_messages", push)
-    with pytest.raises(rounds.RoundError):
-        run(3)
-    failures.append(1)
-    stage = run(3)["stages"]["1"]
-    assert [drop["node"] for drop in stage["rounds"][1]["dropped"]] == [
-        "partition-0",
-        "partition-1",
-        "partition-2",
-    ]
-    assert stage["rounds"][1]["nodes"] == 3
-
-
-def test_another_dataset_under_the_same_name_is_refused(
-    run: Any, tmp_path: Path, make_dataset: MakeDataset, small_histories: Any
-) -> None:
-    run(1)
-    path = tmp_path / "home/runs/default/manifest.json"
-    before = path.read_bytes()
-    user = next(iter(small_histories))
-    other = make_dataset(small_histories | {user: small_histories[user][::-1]}, num_items=30)
-    with pytest.raises(ManifestError, match="another dataset"):
-        run(1, dataset=str(other.folder))
-    assert path.read_bytes() == before
-
-
-def test_stages_that_do_not_exist_yet_are_refused(run: Any, tmp_path: Path) -> None:
-    with pytest.raises(FedDMMRError, match="no such stage"):
-        run(1, stage=3)
-    assert not (tmp_path / "home").exists()
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut", "node count"])
-def test_bad_data_is_one_line_and_leaves_nothing(
-    run: Any, tmp_path: Path, small_dataset: Dataset, damage: str
-) -> None:
-    broken = tmp_path / "broken"
-    nodes = 1
-    if damage == "cut":
-        shutil.copytree(small_dataset.folder, broken)
-        items = broken / "arrays" / "items.npy"
-        items.write_bytes(items.read_bytes()[:-4])
-    if damage == "node count":
-        broken, nodes = small_dataset.folder, 21
-    with pytest.raises(NodeError) as raised:
-        run(nodes, dataset=str(broken))
-    assert "\n" not in str(raised.value)
-    assert str(broken) in str(raised.value)
-    assert not (tmp_path / "home").exists()
-
-
-def test_two_processes_cannot_write_one_run(run: Any, tmp_path: Path) -> None:
-    from server_app.manifest import open_manifest
-
-    with (
-        open_manifest(tmp_path / "home", "default"),
-        pytest.raises(ManifestError, match="another process"),
-    ):
-        run(1)
-    assert run(1)["stages"]["1"]["status"] == "complete"
-
-
-def test_a_changed_checkpoint_is_refused_on_use(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = StageRun._complete
-
-    def damage(self: StageRun) -> None:
-        path = self.manifest.folder / self.record["checkpoint"]
-        content = bytearray(path.read_bytes())
-        content[-1] ^= 1
-        path.write_bytes(content)
-        original(self)
-
-    monkeypatch.setattr(StageRun, "_complete", damage)
-    with pytest.raises(ManifestError, match="was changed"):
-        run(1)
-
-
-def test_a_silent_node_is_named_and_the_run_goes_on(
-    run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def push(self: InProcessGrid, messages: Any) -> list[str]:
-        silent = [m.metadata for m in messages if m.metadata.message_type == "train"][1:2]
-        return list(push_all(self, [m for m in messages if m.metadata not in silent]))
-
-    push_all = InProcessGrid.push_messages
-    monkeypatch.setattr(InProcessGrid, "push_messages", push)
-    stage = run(3)["stages"]["1"]
-    assert stage["status"] == "complete"
-    for entry in stage["rounds"][1:]:
-        assert [drop["node"] for drop in entry["dropped"]] == ["partition-1"]
-        assert entry["nodes"] == 2
-
-
-def test_a_round_is_tried_again_and_then_the_run_stops(
-    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    tries: list[int] = []
-    original = StageRun._try_train
-
-    def fail(self: StageRun, round_: int, arrays: Any) -> Any:
-        tries.append(round_)
-        if round_ == 2 and len(tries) < limit:
-            raise rounds.RoundError("too few nodes answered")
-        return original(self, round_, arrays)
-
-    monkeypatch.setattr(StageRun, "_try_train", fail)
-    limit = 3
-    assert run(1, run="once")["stages"]["1"]["status"] == "complete"
-    assert tries == [1, 2, 2, 3]
-    tries.clear()
-    limit = 99
-    with pytest.raises(rounds.RoundError):
-        run(1, run="twice")
-    assert tries == [1, 2, 2]
-    path = tmp_path / "home/runs/twice/manifest.json"
-    assert json.loads(path.read_text())["stages"]["1"]["status"] == "failed"
-    limit = 0
-    assert run(1, run="twice")["stages"]["1"]["status"] == "complete"

@@ -1,0 +1,117 @@
+"""The manifest: its contract, what it refuses, and what it leaves alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server_app.rounds import StageRun
+from shared_model.errors import FedDMMRError, ManifestError
+from tests.conftest import CutError, MakeDataset, checkpoint
+
+
+def test_the_manifest_keeps_its_contract(run: Any, tmp_path: Path) -> None:
+    manifest = run(2)
+    on_disk = json.loads((tmp_path / "home/runs/default/manifest.json").read_text())
+    assert on_disk == json.loads(json.dumps(manifest))
+    assert set(manifest["dataset"]) == {"users", "items", "interactions", "cold_items", "sha256"}
+    assert manifest["dataset"]["users"] == 20
+    stage = manifest["stages"]["1"]
+    fields = "status parent_sha256 checkpoint sha256 loaded trained frozen config seed best_round"
+    assert {*fields.split(), "rounds", "valid", "test", "privacy"} <= set(stage)
+    assert stage["trained"] == ["item_embedding", "backbone"]
+    for entry in stage["rounds"]:
+        keys = "round participants nodes loss valid seconds bytes_down bytes_up dropped"
+        assert set(keys.split()) == set(entry)
+    metrics = {"hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr", "users"}
+    for split in ("valid", "test"):
+        assert set(stage[split]["all"]) == {"uniform-100", "full", "full-unseen"}
+        for cell in stage[split]["all"].values():
+            assert set(cell) == metrics
+            assert cell["users"] == 20
+
+
+def test_a_complete_stage_is_left_alone_and_can_be_redone(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(1)
+    path = tmp_path / "home/runs/default/manifest.json"
+    before = path.read_bytes()
+    capsys.readouterr()
+    run(1)
+    said = capsys.readouterr().out
+    assert "complete: nothing to do" in said
+    assert "redo=true" in said
+    assert f"{first['stages']['1']['test']['all']['full']['hr@10']:.4f}" in said
+    assert path.read_bytes() == before
+    redone = run(1, redo=True, seed=5)
+    assert redone["superseded"][0]["sha256"] == first["stages"]["1"]["sha256"]
+    assert redone["stages"]["1"]["sha256"] != first["stages"]["1"]["sha256"]
+    assert checkpoint(tmp_path, "default", first)  # the superseded one is still there
+    assert checkpoint(tmp_path, "default", redone)
+
+
+def test_a_redone_stage_that_was_cut_off_resumes(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(1)
+    original = StageRun._finish_round
+
+    def cut(self: StageRun, entry: Any, started: float, save: Any) -> None:
+        original(self, entry, started, save)
+        if entry["round"] == 2:
+            raise CutError
+
+    monkeypatch.setattr(StageRun, "_finish_round", cut)
+    with pytest.raises(CutError):
+        run(1, redo=True, seed=5)
+    monkeypatch.setattr(StageRun, "_finish_round", original)
+    manifest = run(1, redo=True, seed=5)
+    assert len(manifest["superseded"]) == 1
+    assert [entry["round"] for entry in manifest["stages"]["1"]["rounds"]] == [0, 1, 2, 3]
+
+
+def test_another_dataset_under_the_same_name_is_refused(
+    run: Any, tmp_path: Path, make_dataset: MakeDataset, small_histories: Any
+) -> None:
+    run(1)
+    path = tmp_path / "home/runs/default/manifest.json"
+    before = path.read_bytes()
+    user = next(iter(small_histories))
+    other = make_dataset(small_histories | {user: small_histories[user][::-1]}, num_items=30)
+    with pytest.raises(ManifestError, match="another dataset"):
+        run(1, dataset=str(other.folder))
+    assert path.read_bytes() == before
+
+
+def test_stages_that_do_not_exist_yet_are_refused(run: Any, tmp_path: Path) -> None:
+    with pytest.raises(FedDMMRError, match="no such stage"):
+        run(1, stage=3)
+    assert not (tmp_path / "home").exists()
+
+
+def test_two_processes_cannot_write_one_run(run: Any, tmp_path: Path) -> None:
+    from server_app.manifest import open_manifest
+
+    with (
+        open_manifest(tmp_path / "home", "default"),
+        pytest.raises(ManifestError, match="another process"),
+    ):
+        run(1)
+    assert run(1)["stages"]["1"]["status"] == "complete"
+
+
+def test_a_changed_checkpoint_is_refused_on_use(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = StageRun._complete
+
+    def damage(self: StageRun) -> None:
+        path = self.manifest.folder / self.record["checkpoint"]
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        original(self)
+
+    monkeypatch.setattr(StageRun, "_complete", damage)
+    with pytest.raises(ManifestError, match="was changed"):
+        run(1)
