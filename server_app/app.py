@@ -35,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
         federate(grid, parse_settings(context.run_config))
     except FedDMMRError as error:
         report.say(f"error: {error}")
-        raise
+        raise error.with_traceback(None) from None  # Flower prints it twice; the line says it all
 
 
 def federate(grid: Grid, settings: Settings) -> Record:

@@ -1,4 +1,7 @@
-"""`feddmmr features encode`: real encoders, and a stand-in to cut it off anywhere."""
+"""`feddmmr features encode`: real encoders, and a stand-in to cut it off anywhere.
+
+Over 300 lines on purpose: the encoders and items that every case needs are built once, here.
+"""
 
 import errno
 import hashlib

@@ -1,4 +1,7 @@
-"""The two-tier memory against a reference in plain Python, and its rules one by one by hand."""
+"""The two-tier memory against a reference in plain Python, and its rules one by one by hand.
+
+Over 300 lines on purpose: a naive reference of the whole memory, and the cases that it is for.
+"""
 
 import math
 from dataclasses import replace
