@@ -13,7 +13,7 @@ from typing import Any
 
 from server_app.checkpoint import write_atomically
 from shared_model.errors import ManifestError
-from shared_model.stages import STAGES, Stage
+from shared_model.stages import Stage
 
 FORMAT = 1
 _TOP = {"format", "run", "app", "dataset", "features", "stages", "superseded"}
@@ -115,8 +115,8 @@ class Manifest:
             "privacy": {},
         }
         self.data["stages"][str(stage.number)] = record
-        for later in range(stage.number + 1, max(STAGES) + 1):
-            if (following := self.stage(later)) is not None:
+        for number, following in self.data["stages"].items():
+            if int(number) > stage.number:
                 following["status"] = "stale"
         return record
 

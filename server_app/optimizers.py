@@ -5,8 +5,8 @@ correction and eps where torch has them (Flower's FedAdam has another algorithm)
 
 eps is 1e-5. Updates are sums in float32, whose last bits depend on which users share a batch, and
 Adam multiplies an error near zero by rate / eps: with torch's 1e-8 a handful of half a million
-parameters differed by 1e-4 between topologies (invariant 1). Nine in ten entries of an update are
-above 1e-5, so little else changes.
+parameters differed by 1e-4 between topologies (invariant 1). Most entries of an update are well
+above it (docs/log.md).
 """
 
 import torch

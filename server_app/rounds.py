@@ -54,14 +54,15 @@ class StageRun:
     def _resume(self, initial: Arrays) -> tuple[Arrays, int]:
         """Arrays and number of the last saved round; -1 if there is none."""
         last = self.record["last"]
+        done = last.get("round", -1)
+        self.record["rounds"] = [e for e in self.record["rounds"] if e["round"] <= done]
         if not last:
-            return initial, -1
+            return initial, done
         path = self.manifest.folder / last["file"]
-        self.record["rounds"] = [e for e in self.record["rounds"] if e["round"] <= last["round"]]
         arrays = load_checkpoint(path, last["sha256"], self.strategy.optimizer)
         self.strategy.optimizer.steps = last["optimizer_steps"]
-        report.say(f"stage {self.stage}: resumed after round {last['round']}")
-        return arrays, last["round"]
+        report.say(f"stage {self.stage}: resumed after round {done}")
+        return arrays, done
 
     def _round(self, round_: int, arrays: Arrays) -> Arrays:
         """One round of training, with validation and a checkpoint where they are due."""

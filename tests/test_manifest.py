@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from server_app.manifest import open_manifest
 from server_app.rounds import StageRun
 from shared_model.errors import FedDMMRError, ManifestError
+from shared_model.stages import Stage, stage_of
 from tests.conftest import CutError, MakeDataset, checkpoint
 
 
@@ -90,8 +92,6 @@ def test_stages_that_do_not_exist_yet_are_refused(run: Any, tmp_path: Path) -> N
 
 
 def test_two_processes_cannot_write_one_run(run: Any, tmp_path: Path) -> None:
-    from server_app.manifest import open_manifest
-
     with (
         open_manifest(tmp_path / "home", "default"),
         pytest.raises(ManifestError, match="another process"),
@@ -115,3 +115,34 @@ def test_a_changed_checkpoint_is_refused_on_use(
     monkeypatch.setattr(StageRun, "_complete", damage)
     with pytest.raises(ManifestError, match="was changed"):
         run(1)
+
+
+SECOND = Stage(2, "a later stage", ("experts",), ("item_embedding", "backbone"), 10)
+
+
+@pytest.mark.parametrize("status", ["", "running", "failed", "stale", "complete"])
+def test_a_stage_runs_only_on_a_complete_one(tmp_path: Path, status: str) -> None:
+    """Invariant 3: nothing but the record of the stage before decides."""
+    with open_manifest(tmp_path, "a") as manifest:
+        if status:
+            manifest.data["stages"]["1"] = {"status": status}
+        if status == "complete":
+            manifest.require_order(SECOND)
+            return
+        with pytest.raises(ManifestError, match=f"stage 2 needs.*{status or 'not run'}"):
+            manifest.require_order(SECOND)
+
+
+def test_a_redone_stage_marks_later_ones_stale(tmp_path: Path) -> None:
+    with open_manifest(tmp_path, "a") as manifest:
+        manifest.data["app"] = {"sha256": "app"}
+        first = manifest.begin(stage_of(1), {"seed": 0}, redo=False)
+        first |= {"status": "complete", "sha256": "abc", "checkpoint": "stage1.safetensors"}
+        second = manifest.begin(SECOND, {"seed": 0}, redo=False)
+        assert second["parent_sha256"] == "abc"
+        assert second["frozen"] == second["loaded"] == ["item_embedding", "backbone"]
+        second["status"] = "complete"
+        manifest.begin(stage_of(1), {"seed": 1}, redo=True)
+        assert second["status"] == "stale"
+        with pytest.raises(ManifestError, match="running"):
+            manifest.require_order(SECOND)

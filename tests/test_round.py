@@ -7,8 +7,10 @@ import pytest
 
 from server_app.rounds import StageRun, selected
 from shared_model.errors import ManifestError
+from shared_model.model import ModelShape, build, read_groups
+from shared_model.stages import stage_of
 from tests.conftest import CutError, checkpoint
-from tools.in_process import run_in_process
+from tools.in_process import InProcessGrid, run_in_process
 
 
 def last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -142,3 +144,42 @@ def test_a_cut_off_run_ends_in_the_same_bytes(
         for entry in stage["rounds"]:
             entry.pop("seconds")
     assert resumed["stages"]["1"] == whole["stages"]["1"]
+
+
+def test_only_the_stages_groups_travel(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 5: messages hold exactly the arrays of the groups that the stage trains."""
+    names: list[tuple[str, list[str]]] = []
+    original = InProcessGrid._handle
+
+    def handle(self: InProcessGrid, message: Any) -> Any:
+        reply = original(self, message)
+        kind = message.metadata.message_type
+        for content in (message.content, reply.content):
+            names.extend((kind, sorted(record)) for record in content.array_records.values())
+        return reply
+
+    monkeypatch.setattr(InProcessGrid, "_handle", handle)
+    stage = run(2)["stages"]["1"]
+    model = build(ModelShape(30, 16, 2, 1, 10), 0)
+    trained = sorted(read_groups(model, stage_of(1).trained))
+    size = sum(4 * value.numel() for value in read_groups(model, stage_of(1).trained).values())
+    assert {tuple(found) for _, found in names} == {tuple(trained)}
+    assert len([kind for kind, _ in names if kind == "train"]) == 2 * 2 * 3  # nodes, ways, rounds
+    overhead = 2 * (128 * len(trained) + 4096)  # two nodes: array headers, metrics
+    for entry in stage["rounds"][1:]:
+        assert 2 * size < entry["bytes_up"] < 2 * size + overhead
+
+
+def test_a_disk_that_fills_up_before_the_first_save_leaves_no_double_round(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = StageRun._save_last
+
+    def full(self: StageRun, round_: int, arrays: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(StageRun, "_save_last", full)
+    with pytest.raises(OSError, match="No space"):
+        run(1)
+    monkeypatch.setattr(StageRun, "_save_last", original)
+    assert [entry["round"] for entry in run(1)["stages"]["1"]["rounds"]] == [0, 1, 2, 3]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from server_app.census import Census
 from server_app.optimizers import ServerOptimizer
@@ -173,8 +173,3 @@ def test_a_dead_worker_stops_the_run(strategy: StageStrategy, grid: InProcessGri
     good = [answer(sent[0], update([1, 1, 1], 1)), answer(sent[2], update([1, 1, 1], 1))]
     with pytest.raises(WorkerError, match="resumes"):
         strategy.aggregate_train(1, [*good, dead])
-
-
-def test_only_the_stages_groups_travel(strategy: StageStrategy) -> None:
-    assert isinstance(ARRAYS, ArrayRecord)
-    assert strategy.stage.trained == ("item_embedding", "backbone")
