@@ -22,6 +22,12 @@ def prepare(message: Message, context: Context) -> Message:
     return _answer(message, context, lambda node: messages.report_content(node.report()))
 
 
+@app.query("novelty")
+def novelty(message: Message, context: Context) -> Message:
+    """Count the novelty that a sample of this node's users meets."""
+    return _answer(message, context, lambda node: _novelty(node, message.content))
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the participating users of a round and answer with their summed update."""
@@ -34,19 +40,42 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, lambda node: _evaluate(node, message.content))
 
 
+def _novelty(node: Node, content: RecordDict) -> RecordDict:
+    total_users = messages.read_novelty_request(content)
+    return messages.novelty_content(node.novelty(total_users))
+
+
 def _train(node: Node, content: RecordDict) -> RecordDict:
     plan = messages.read_plan(content)
     node.check_plan(plan)
-    load_groups(node.model, messages.read_arrays(content), stage_of(plan.stage).trained)
-    update = train_round(node.model, node.dataset, node.rows, plan, node.settings.users_per_batch)
+    stage = stage_of(plan.stage)
+    model = node.model(stage)
+    load_groups(model, messages.read_arrays(content), stage.trained)
+    size = node.settings.users_per_batch
+    if not stage.mixes:
+        return messages.update_content(train_round(model, node.dataset, node.rows, plan, size))
+    mixing = messages.read_mixing(content)
+    if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
+        return messages.ask_for_frozen(mixing.frozen_sha256)
+    recall = node.recall(model, mixing)
+    update = train_round(model, node.dataset, node.rows, plan, size, (mixing, recall))
     return messages.update_content(update)
 
 
 def _evaluate(node: Node, content: RecordDict) -> RecordDict:
     request = messages.read_evaluation(content)
     node.check_plan(request)
-    load_groups(node.model, messages.read_arrays(content), stage_of(request.stage).groups)
-    sums = evaluate_users(node.model, node.dataset, node.rows, request.split, request.seed)
+    stage = stage_of(request.stage)
+    model = node.model(stage)
+    load_groups(model, messages.read_arrays(content), stage.trained)
+    cases = (node.dataset, node.rows, request.split, request.seed)
+    if not stage.mixes:
+        return messages.metrics_content(evaluate_users(model, *cases))
+    mixing = messages.read_mixing(content)
+    if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
+        return messages.ask_for_frozen(mixing.frozen_sha256)
+    recall = node.recall(model, mixing)
+    sums = evaluate_users(model, *cases, (recall.settings(mixing), recall))
     return messages.metrics_content(sums)
 
 

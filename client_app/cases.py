@@ -32,7 +32,7 @@ def make_cases(
     """The cases of users ``rows`` [B]. The groups of a split differ in their negatives only."""
     inputs, targets = pad_batch(dataset, rows, split, max_length)
     negatives = _negatives(dataset, rows, split, seed, group)
-    seen = _membership(dataset, rows, input_lengths(dataset, rows, split))
+    seen = membership(dataset, rows, input_lengths(dataset, rows, split))
     arrays = (inputs, targets, negatives, seen)
     return Cases(*(torch.from_numpy(array) for array in arrays))
 
@@ -59,7 +59,7 @@ def warm_candidates(dataset: Dataset) -> Tensor:
     return torch.from_numpy(candidates(dataset, "all"))
 
 
-def _membership(dataset: Dataset, rows: Rows, counts: Ints) -> np.ndarray:
+def membership(dataset: Dataset, rows: Rows, counts: Ints) -> np.ndarray:
     """Which items are among the first ``counts`` [B] of each user's history. [B, I+1] bool."""
     items, offsets = dataset.histories(rows)
     owner = np.repeat(np.arange(len(rows)), np.diff(offsets))
@@ -71,7 +71,7 @@ def _membership(dataset: Dataset, rows: Rows, counts: Ints) -> np.ndarray:
 
 def _negatives(dataset: Dataset, rows: Rows, split: Split, seed: int, group: str) -> np.ndarray:
     """A group's negatives, [B, C] int64: a function of user, split, group and seed alone."""
-    met = _membership(dataset, rows, dataset.lengths(rows))
+    met = membership(dataset, rows, dataset.lengths(rows))
     met[np.arange(len(rows)), dataset.cold_target[rows]] = True  # PAD, if there is none
     # "all" has the name, and rejects the cold items among its draws, as before there were groups.
     name = ("negatives", split) if group == "all" else ("negatives", split, group)

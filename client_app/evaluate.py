@@ -9,8 +9,11 @@ from torch import Tensor
 from client_app.cases import Cases, make_cases, protocol_ranks
 from client_app.data import Dataset, Ints, Rows, Split, cold_rows, input_lengths
 from client_app.groups import BUCKET_PROTOCOLS, buckets, candidates, groups_of
+from client_app.recall import Recall, shared_bank
 from shared_model.dropout import Dropout
+from shared_model.memory import MemorySettings
 from shared_model.metrics import MetricSums
+from shared_model.mixture import Candidates
 from shared_model.model import Recommender
 
 _BATCH = 64
@@ -23,23 +26,34 @@ def evaluate_users(
     rows: Rows,
     split: Split,
     seed: int,
-    scores_cold: bool = False,
+    mixing: tuple[MemorySettings, Recall] | None = None,
 ) -> MetricSums:
     """HR, NDCG and MRR sums of users ``rows`` [N] on "valid" or "test", every group in one pass.
 
-    A model without ``scores_cold`` has nothing to say about cold items: what it has in their place
-    counts as -inf, so that a cold target ranks behind all other candidates, not by chance.
+    Stages 2 and 3 need ``mixing``. A model without a mixture has nothing to say about cold items:
+    what it has in their place counts as -inf, so that a cold target ranks behind all other
+    candidates, not by chance.
     """
     sums = MetricSums()
-    unscored = torch.from_numpy(dataset.cold & (not scores_cold))
+    unscored = torch.from_numpy(dataset.cold & (mixing is None))
     for part, batch in _batches(dataset, rows, split):
         cases = {
             group: make_cases(dataset, batch, part, seed, model.shape.max_length, group)
             for group in groups_of(dataset, part)
         }
-        inputs = next(iter(cases.values())).inputs  # the same in every group of a part
-        scores = _scores(model, inputs).masked_fill(unscored, -torch.inf)
+        one = next(iter(cases.values()))  # inputs and targets are the same in every group
         lengths = input_lengths(dataset, batch, part)
+        hidden = model(one.inputs.to(model.item_embedding.weight.device), Dropout())[
+            :, -1
+        ]  # [B, D]
+        if mixing is None:
+            scores = model.score(hidden).cpu().masked_fill(unscored, -torch.inf)  # [B, I+1]
+        else:
+            scores, as_cold = _mixed_scores(model, hidden, one.targets, batch, lengths, *mixing)
+            if "all" in cases:
+                among = torch.from_numpy(candidates(dataset, "all"))
+                for protocol, ranks in protocol_ranks(as_cold, cases["all"], among).items():
+                    sums.add("as-cold", protocol, ranks)
         for group, protocol, ranks in _ranks(dataset, cases, scores, lengths):
             sums.add(group, protocol, ranks)
     return sums
@@ -76,7 +90,28 @@ def _similar_lengths(dataset: Dataset, rows: Rows, split: Split) -> list[Rows]:
     return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
 
 
-def _scores(model: Recommender, inputs: Tensor) -> Tensor:
-    """What comes after each input [B, T]: a score for every item, on the CPU. [B, I+1]."""
-    hidden = model(inputs.to(model.item_embedding.weight.device), Dropout())[:, -1]  # [B, D]
-    return model.score(hidden).cpu()
+def _mixed_scores(
+    model: Recommender,
+    hidden: Tensor,
+    targets: Tensor,
+    rows: Rows,
+    lengths: Ints,
+    memory: MemorySettings,
+    recall: Recall,
+) -> tuple[Tensor, Tensor]:
+    """Scores of the whole catalogue after each user's input, cold items by content. [B, I+1].
+
+    And the same with each user's own target by content: the score it would have if it were cold.
+    """
+    device, content = hidden.device, recall.content
+    memories = recall.memories(model, rows, [np.array([n]) for n in lengths], memory)
+    banked = shared_bank(memories).to(device).memories(content)
+    ids, cold = model.item_embedding.weight, torch.from_numpy(recall.dataset.cold).to(device)
+    everything = Candidates(ids[None], content.visual[None], content.text[None], cold[None])
+    scores = model.mix()(hidden[None], everything, banked).scores[0].cpu()
+    own = targets.to(device)
+    alone = Candidates(
+        ids[own][None], content.visual[own][None], content.text[own][None], own[None] > 0
+    )
+    by_content = model.mix()(hidden[None], alone, banked).scores[0].diagonal().cpu()  # of [B, B]
+    return scores, scores.scatter(1, targets[:, None], by_content[:, None])

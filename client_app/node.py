@@ -8,14 +8,20 @@ from pathlib import Path
 
 import torch
 
+from client_app.content import content_dims, open_content
 from client_app.data import Dataset, Rows, history_digest, open_dataset, partition_rows
 from client_app.demo import demo_dataset
+from client_app.frozen import keep_frozen, read_frozen
+from client_app.novelty import count_novelty, sample_share
+from client_app.recall import Recall
 from shared_model.config import Settings, Value, parse_settings
 from shared_model.errors import ConfigError, NodeError
-from shared_model.fingerprint import app_sha256
+from shared_model.fingerprint import app_sha256, arrays_sha256
+from shared_model.memory import Ints, MemorySettings
 from shared_model.messages import NodeReport
-from shared_model.model import Recommender, build
-from shared_model.plan import EvaluationPlan, RoundPlan
+from shared_model.model import Arrays, ModelShape, Recommender, build, load_groups, read_groups
+from shared_model.plan import EvaluationPlan, MixturePlan, RoundPlan
+from shared_model.stages import Stage
 
 _FEATURE_FACTS = ("visual_dim", "text_dim", "visual_coverage", "text_coverage", "encoders")
 Pairs = tuple[tuple[str, Value], ...]
@@ -39,7 +45,44 @@ class Node:
     placement: Placement
     dataset: Dataset
     rows: Rows  # [N] users of the dataset that this node hosts
-    model: Recommender  # scratch: every message loads its arrays into it
+
+    def _dims(self) -> tuple[int, int]:
+        return content_dims(self.dataset) if self.dataset.features_sha256 else (0, 0)
+
+    def model(self, stage: Stage) -> Recommender:
+        """The resident model of a stage: scratch, every message loads its arrays into it."""
+        shape = self.settings.shape(self.dataset.num_items, *self._dims())
+        return _resident_model(shape, self.settings.seed, self.settings.device, stage)
+
+    def load_frozen(self, model: Recommender, sha256: str, sent: Arrays | None) -> bool:
+        """Load a stage's frozen groups, those sent or those kept; ``False`` if there are none."""
+        home = self.settings.home_folder
+        if sent is not None:
+            keep_frozen(home, sha256, sent)
+        arrays = sent or read_frozen(home, sha256)
+        if arrays is None:
+            return False
+        load_groups(model, arrays, model.stage.frozen)
+        return True
+
+    def recall(self, model: Recommender, mixing: MixturePlan) -> Recall:
+        """The memories of this node's users under a loaded model."""
+        recall = _recall(self.dataset, self.settings.modalities, self.settings.device)
+        backbone = arrays_sha256(read_groups(model, ("item_embedding", "backbone")))
+        recall.under(f"{backbone} {mixing.short_term}")
+        return recall
+
+    def novelty(self, total_users: int) -> Ints:
+        """Histogram of the novelty that a sample of this node's users meets."""
+        memory = MemorySettings(
+            short_term=self.settings.memory_short_term,
+            long_term=self.settings.memory_long_term,
+            novelty=0.0,
+            surprise=float("inf"),
+        )
+        combined = _recall(self.dataset, self.settings.modalities, "cpu").content.combined
+        share = sample_share(total_users)
+        return count_novelty(self.dataset, combined, self.rows, share, memory)
 
     def report(self) -> NodeReport:
         """Counts and fingerprints of what this node hosts."""
@@ -55,6 +98,8 @@ class Node:
             catalogue_sha256=self.dataset.catalogue_sha256,
             features_sha256=self.dataset.features_sha256,
             features=json.dumps({key: self.dataset.info.get(key) for key in _FEATURE_FACTS}),
+            visual=self._dims()[0],
+            text=self._dims()[1],
             app_sha256=app_sha256(),
         )
 
@@ -84,9 +129,8 @@ def _open(node_config: Pairs, run_config: Pairs) -> Node:
     placement = _placement(dict(node_config), settings)
     dataset = _open_folder(placement.folder)
     partition, of = max(placement.partition, 0), placement.num_partitions
-    rows = partition_rows(dataset, partition, of)
-    model = _resident_model(settings, dataset.num_items)
-    return Node(settings, placement, dataset, rows, model)
+    _check_device(settings.device)
+    return Node(settings, placement, dataset, partition_rows(dataset, partition, of))
 
 
 @lru_cache(maxsize=2)
@@ -94,16 +138,24 @@ def _open_folder(folder: Path) -> Dataset:
     return open_dataset(folder)
 
 
+@lru_cache(maxsize=3)
+def _resident_model(shape: ModelShape, seed: int, device: str, stage: Stage) -> Recommender:
+    return build(shape, seed, device, stage)
+
+
 @lru_cache(maxsize=2)
-def _resident_model(settings: Settings, num_items: int) -> Recommender:
-    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+def _recall(dataset: Dataset, modalities: str, device: str) -> Recall:
+    return Recall(dataset, open_content(dataset, modalities, device))
+
+
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
             "no GPU on this node",
             where="run-config key 'device'",
-            got=settings.device,
+            got=device,
             todo="use device='cpu', or give the node a GPU (client-resources-num-gpus)",
         )
-    return build(settings.shape(num_items), settings.seed, settings.device)
 
 
 def _placement(node_config: Mapping[str, Value], settings: Settings) -> Placement:

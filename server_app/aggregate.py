@@ -1,6 +1,7 @@
 """Reducing the nodes' sums to the round's mean update, in float64 and partition order."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch
 
 from shared_model.errors import NodeError
 from shared_model.model import Arrays, check_arrays
-from shared_model.plan import LocalUpdate
+from shared_model.plan import MIXTURE_LOGS, LocalUpdate
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class RoundUpdate:
     loss: float  # mean over targets, nats
     targets: int
     participants: int
+    logs: dict[str, float]  # sums over participants
 
 
 def check_update(update: LocalUpdate, arrays: Arrays, users: int, interactions: int) -> None:
@@ -35,6 +37,9 @@ def check_update(update: LocalUpdate, arrays: Arrays, users: int, interactions: 
             )
     if not math.isfinite(update.loss):
         raise NodeError("unusable loss", expected="a finite number", got=str(update.loss))
+    expected = set(MIXTURE_LOGS if "mixture.gate" in arrays else ())
+    if set(update.logs) != expected or not all(map(math.isfinite, update.logs.values())):
+        raise NodeError("unusable logs", expected="a finite number each", got=str(update.logs))
     broken = [name for name, value in update.arrays.items() if not torch.isfinite(value).all()]
     if broken:
         raise NodeError("update is not finite", where=", ".join(broken))
@@ -46,12 +51,15 @@ def reduce_updates(updates: Iterable[LocalUpdate], arrays: Arrays) -> RoundUpdat
     """Sums over nodes in their order, divided by the sum of weights; ``None`` if nobody trained."""
     sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in arrays.items()}
     weight, loss, targets, participants = 0.0, 0.0, 0, 0
+    logs: dict[str, float] = defaultdict(float)
     for update in updates:
         for name, total in sums.items():
             total += update.arrays[name]
         weight, loss = weight + update.weight, loss + update.loss
         targets, participants = targets + update.targets, participants + update.participants
+        for name, value in update.logs.items():
+            logs[name] += value
     if weight == 0:
         return None
     delta = {name: (total / weight).float() for name, total in sums.items()}
-    return RoundUpdate(delta, loss / max(1, targets), targets, participants)
+    return RoundUpdate(delta, loss / max(1, targets), targets, participants, dict(logs))

@@ -9,14 +9,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from server_app import report
 from server_app.census import Census, take_census
+from server_app.checkpoint import load_checkpoint
 from server_app.manifest import Manifest, Record, open_manifest
+from server_app.novelty import novelty_threshold
 from server_app.optimizers import ServerOptimizer
 from server_app.rounds import StageRun
 from server_app.strategy import StageStrategy
 from shared_model.config import Settings, parse_settings
-from shared_model.errors import FedDMMRError, ManifestError
-from shared_model.fingerprint import app_sha256
-from shared_model.model import build, read_groups
+from shared_model.errors import ConfigError, FedDMMRError, ManifestError
+from shared_model.fingerprint import app_sha256, arrays_sha256
+from shared_model.model import Recommender, build, load_groups, read_groups
+from shared_model.plan import MixturePlan
 from shared_model.stages import STAGES, Stage, stage_of
 
 app = ServerApp()
@@ -42,6 +45,7 @@ def federate(grid: Grid, settings: Settings) -> Record:
     """Run what ``settings`` asks for on the nodes of ``grid``; returns the manifest's document."""
     stages = list(STAGES.values()) if settings.stage == 0 else [stage_of(settings.stage)]
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
+    _require_features(stages, census)
     with open_manifest(settings.home_folder, settings.run) as manifest:
         manifest.bind(_app_record(), census.dataset(), census.features())
         report.say(f"{len(census.nodes)} nodes, {census.dataset()['users']} users")
@@ -54,7 +58,7 @@ def federate(grid: Grid, settings: Settings) -> Record:
 def _run_stage(
     grid: Grid, settings: Settings, manifest: Manifest, census: Census, stage: Stage
 ) -> None:
-    manifest.require_order(stage)
+    manifest.require_order(stage, _stage_config(settings))
     if manifest.is_complete(stage.number) and not settings.redo:
         report.say(
             f"stage {stage.number} ({stage.title}) is complete: nothing to do. To train it again: "
@@ -64,9 +68,10 @@ def _run_stage(
     record = manifest.begin(stage, _stage_config(settings), settings.redo)
     if record["app_sha256"] != app_sha256():
         report.say(f"note: the app's code changed since stage {stage.number} began")
-    model = build(settings.shape(census.num_items), settings.seed)
-    strategy = StageStrategy(stage, settings, census, ServerOptimizer(settings.server_optimizer))
     try:
+        model = _initial_model(settings, manifest, census, stage)
+        strategy = _strategy(grid, settings, census, model)
+        record["memory_novelty"] = strategy.mixing.novelty if strategy.mixing else None
         StageRun(grid, strategy, manifest, record).run(read_groups(model, stage.trained))
     except Exception as failure:
         record["status"] = "failed"
@@ -76,6 +81,54 @@ def _run_stage(
             report.say(f"error: {second}")
             raise failure from second
         raise
+
+
+def _initial_model(
+    settings: Settings, manifest: Manifest, census: Census, stage: Stage
+) -> Recommender:
+    """The model that a stage starts from: the best of the stage before, and fresh new groups."""
+    shape = settings.shape(census.num_items, *census.dims)
+    model = build(shape, settings.seed, stage=stage, gate=settings.initial_gate)
+    if stage.loaded:
+        parent = manifest.data["stages"][str(stage.number - 1)]
+        sha256 = manifest.data["stages"][str(stage.number)]["parent_sha256"]
+        arrays = load_checkpoint(manifest.folder / parent["checkpoint"], sha256)
+        load_groups(model, arrays, stage.loaded)
+    return model
+
+
+def _strategy(grid: Grid, settings: Settings, census: Census, model: Recommender) -> StageStrategy:
+    stage, optimizer = model.stage, ServerOptimizer(settings.server_optimizer)
+    if not stage.mixes:
+        return StageStrategy(stage, settings, census, optimizer)
+    frozen = read_groups(model, stage.frozen)
+    mixing = MixturePlan(
+        frozen_sha256=arrays_sha256(frozen),
+        short_term=settings.memory_short_term,
+        long_term=settings.memory_long_term,
+        novelty=novelty_threshold(grid, census, settings),
+        surprise=settings.memory_surprise,
+        targets=settings.targets_per_user,
+        negatives=settings.negatives,
+        id_dropout=settings.id_dropout,
+        alignment_weight=settings.alignment_weight,
+        temperature=settings.alignment_temperature,
+        surprise_weight=settings.surprise_weight,
+        balance_weight=settings.balance_weight,
+    )
+    return StageStrategy(stage, settings, census, optimizer, frozen, mixing)
+
+
+def _require_features(stages: list[Stage], census: Census) -> None:
+    """``ConfigError`` if a stage mixes content in and the nodes have none: before any training."""
+    mixing = [stage for stage in stages if stage.mixes]
+    if mixing and census.dims == (0, 0):
+        raise ConfigError(
+            f"stage {mixing[0].number} needs features, and the dataset has none",
+            where="features.safetensors of the dataset",
+            todo="make them with `feddmmr features encode` and import with --features, or run "
+            "the ID backbone alone with stage=1",
+        )
 
 
 def _stage_config(settings: Settings) -> Record:

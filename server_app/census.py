@@ -52,6 +52,11 @@ class Census:
         return described | {"sha256": self._any.features_sha256}
 
     @property
+    def dims(self) -> tuple[int, int]:
+        """Dimensions of visual and text features; zeros where the dataset has no features."""
+        return self._any.visual, self._any.text
+
+    @property
     def _any(self) -> NodeReport:
         return next(iter(self.nodes.values()))
 

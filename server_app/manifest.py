@@ -13,12 +13,22 @@ from typing import Any
 
 from server_app.checkpoint import write_atomically
 from shared_model.errors import ManifestError
-from shared_model.stages import Stage
+from shared_model.stages import Stage, stage_of
 
 FORMAT = 1
 _TOP = {"format", "run", "app", "dataset", "features", "stages", "superseded"}
 
 Record = dict[str, Any]
+
+# What a model means beyond its arrays' shapes, and what its evaluation is drawn from.
+_SHARED = ("seed", "hidden_size", "num_heads", "num_blocks", "max_length")
+_SHARED_BY_MIXTURES = (
+    "modalities",
+    "memory_short_term",
+    "memory_long_term",
+    "memory_novelty",
+    "memory_surprise",
+)
 
 
 class Manifest:
@@ -70,8 +80,9 @@ class Manifest:
                 )
         self.data |= {"app": app, "dataset": dataset, "features": features}
 
-    def require_order(self, stage: Stage) -> None:
-        """``ManifestError`` unless every stage before this one is complete (invariant 3)."""
+    def require_order(self, stage: Stage, config: Record) -> None:
+        """``ManifestError`` unless every stage before this one is complete (invariant 3), and was
+        trained with the settings that all stages of a run share."""
         for number in range(1, stage.number):
             if not self.is_complete(number):
                 record = self.stage(number)
@@ -81,6 +92,17 @@ class Manifest:
                     expected=f"stage {number} complete",
                     got=record["status"] if record else "not run",
                     todo=f"run stage={number} first, or stage=0 for all in order",
+                )
+            shared = _SHARED + (_SHARED_BY_MIXTURES if stage_of(number).mixes else ())
+            before = self.data["stages"][str(number)]["config"]
+            changed = [key for key in shared if before.get(key) != config.get(key)]
+            if changed:
+                raise ManifestError(
+                    f"stage {stage.number} has other settings than stage {number} of this run",
+                    where=str(self.path),
+                    expected=", ".join(f"{key}={before.get(key)}" for key in changed),
+                    got=", ".join(f"{key}={config.get(key)}" for key in changed),
+                    todo="restore them, or choose another name with run='NAME'",
                 )
 
     def begin(self, stage: Stage, config: Record, redo: bool) -> Record:
@@ -102,7 +124,7 @@ class Manifest:
             "checkpoint": "",
             "sha256": "",
             "last": {},
-            "loaded": list(stage.frozen),
+            "loaded": list(stage.loaded),
             "trained": list(stage.trained),
             "frozen": list(stage.frozen),
             "config": config,

@@ -10,7 +10,8 @@ from shared_model.metrics import PROTOCOLS
 
 Record = dict[str, Any]
 
-TABLE_GROUPS = ("all", "all-with-cold", "cold", "cold-only")  # buckets are in the manifest alone
+# The buckets are in the manifest alone.
+TABLE_GROUPS = ("all", "all-with-cold", "as-cold", "cold", "cold-only")
 
 
 def say(line: str) -> None:

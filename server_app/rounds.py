@@ -5,9 +5,10 @@ the loop over the strategy's four hooks is the project's own.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from server_app import report
@@ -19,7 +20,9 @@ from shared_model.errors import RoundError
 from shared_model.metrics import MetricSums, Report
 from shared_model.model import Arrays
 
-SELECT_BY = ("all", "full", "ndcg@10")  # the validation metric that the best round maximises
+# The validation figure that the best round maximises, summed over these groups: what is known of
+# the items, and, from Stage 2 on, what their content alone tells ("as-cold").
+SELECT_GROUPS, SELECT_BY = ("all", "as-cold"), ("full", "ndcg@10")
 
 
 class StageRun:
@@ -59,10 +62,14 @@ class StageRun:
         if not last:
             return initial, done
         path = self.manifest.folder / last["file"]
-        arrays = load_checkpoint(path, last["sha256"], self.strategy.optimizer)
+        arrays = self._trained(load_checkpoint(path, last["sha256"], self.strategy.optimizer))
         self.strategy.optimizer.steps = last["optimizer_steps"]
         report.say(f"stage {self.stage}: resumed after round {done}")
         return arrays, done
+
+    def _trained(self, arrays: Arrays) -> Arrays:
+        """A checkpoint without the frozen groups, which it holds as the stage got them."""
+        return {name: value for name, value in arrays.items() if name not in self.strategy.frozen}
 
     def _round(self, round_: int, arrays: Arrays) -> Arrays:
         """One round of training, with validation and a checkpoint where they are due."""
@@ -77,6 +84,7 @@ class StageRun:
             "bytes_down": exchange.bytes_down,
             "bytes_up": exchange.bytes_up,
             "dropped": exchange.dropped,
+            **self.strategy.logs,
         }
         every = self.strategy.settings.evaluate_every
         due = round_ % every == 0 or round_ == self.strategy.num_rounds
@@ -99,9 +107,21 @@ class StageRun:
     def _try_train(self, round_: int, arrays: Arrays) -> tuple[Arrays, MetricRecord]:
         record = messages.to_record(arrays)
         requests = self.strategy.configure_train(round_, record, ConfigRecord(), self.grid)
-        replies = self.grid.send_and_receive(requests, timeout=self.strategy.settings.round_timeout)
-        new, sums = self.strategy.aggregate_train(round_, replies)
+        new, sums = self.strategy.aggregate_train(round_, self._replies(requests))
         return (arrays if new is None else messages.from_record(new)), sums or MetricRecord()
+
+    def _replies(self, requests: Sequence[Message]) -> list[Message]:
+        """What the nodes answer until the deadline; frozen groups go to those that lack them."""
+        deadline = time.monotonic() + self.strategy.settings.round_timeout
+        timeout = self.strategy.settings.round_timeout
+        replies = list(self.grid.send_and_receive(requests, timeout=timeout))
+        again = self.strategy.lacking(requests, replies)
+        if again:
+            left = max(0.0, deadline - time.monotonic())
+            asked = {request.metadata.dst_node_id for request in again}
+            replies = [reply for reply in replies if reply.metadata.src_node_id not in asked]
+            replies += self.grid.send_and_receive(again, timeout=left)
+        return replies
 
     def _evaluate(self, round_: int, arrays: Arrays, split: Literal["valid", "test"]) -> Report:
         """Metrics over all users; if nodes fail, all are asked again, then they are left out."""
@@ -121,7 +141,7 @@ class StageRun:
     def _try_evaluate(self, round_: int, arrays: Arrays) -> Report:
         record: ArrayRecord = messages.to_record(arrays)
         requests = self.strategy.configure_evaluate(round_, record, ConfigRecord(), self.grid)
-        replies = self.grid.send_and_receive(requests, timeout=self.strategy.settings.round_timeout)
+        replies = self._replies(requests)
         sums = self.strategy.aggregate_evaluate(round_, replies) or MetricRecord()
         return MetricSums({key: _scalar(sums, key) for key in sums}).report()
 
@@ -140,7 +160,9 @@ class StageRun:
 
     def _keep_best(self, round_: int, arrays: Arrays, valid: Report) -> None:
         file, sha256 = save_checkpoint(
-            self.manifest.folder, f"stage{self.stage}-round{round_:04d}", arrays
+            self.manifest.folder,
+            f"stage{self.stage}-round{round_:04d}",
+            self.strategy.frozen | arrays,
         )
         self.record |= {"checkpoint": file, "sha256": sha256, "best_round": round_, "valid": valid}
 
@@ -155,7 +177,10 @@ class StageRun:
         """Checkpoint first, then the manifest that names it, then the files nobody names."""
         optimizer = self.strategy.optimizer
         file, sha256 = save_checkpoint(
-            self.manifest.folder, f"stage{self.stage}-last{round_:04d}", arrays, optimizer
+            self.manifest.folder,
+            f"stage{self.stage}-last{round_:04d}",
+            self.strategy.frozen | arrays,
+            optimizer,
         )
         self.record["last"] = {
             "file": file,
@@ -176,9 +201,8 @@ class StageRun:
     def _complete(self) -> None:
         """Open the test split, once, on the best checkpoint."""
         best = self.record["best_round"]
-        arrays = load_checkpoint(
-            self.manifest.folder / self.record["checkpoint"], self.record["sha256"]
-        )
+        path = self.manifest.folder / self.record["checkpoint"]
+        arrays = self._trained(load_checkpoint(path, self.record["sha256"]))
         self.record["test"] = self._evaluate(best, arrays, "test")
         self.record["test_dropped"] = self.strategy.exchange.dropped
         self.record["status"] = "complete"
@@ -189,8 +213,9 @@ class StageRun:
 
 def selected(entry: Record) -> float:
     """The validation figure by which rounds are compared."""
-    group, protocol, metric = SELECT_BY
-    return float(entry["valid"][group][protocol][metric])
+    protocol, metric = SELECT_BY
+    valid = entry["valid"]
+    return sum(float(valid[group][protocol][metric]) for group in SELECT_GROUPS if group in valid)
 
 
 def _scalar(sums: MetricRecord, key: str) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from server_app.aggregate import check_update, reduce_updates
 from server_app.census import Census
+from server_app.logs import mixture_logs
 from server_app.optimizers import ServerOptimizer, scheduled_rate
 from shared_model import messages
 from shared_model.config import Settings
@@ -18,7 +19,7 @@ from shared_model.fingerprint import app_sha256
 from shared_model.messages import NodeReport
 from shared_model.metrics import merge
 from shared_model.model import Arrays
-from shared_model.plan import EvaluationPlan, LocalUpdate, RoundPlan
+from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import Stage
 
 
@@ -42,15 +43,24 @@ class StageStrategy(Strategy):
     """Flower's four hooks for one stage. The round loop reads ``exchange`` after each pair."""
 
     def __init__(
-        self, stage: Stage, settings: Settings, census: Census, optimizer: ServerOptimizer
+        self,
+        stage: Stage,
+        settings: Settings,
+        census: Census,
+        optimizer: ServerOptimizer,
+        frozen: Arrays | None = None,
+        mixing: MixturePlan | None = None,
     ) -> None:
         self.stage = stage
         self.settings = settings
         self.census = census
         self.optimizer = optimizer
+        self.frozen: Arrays = frozen or {}
+        self.mixing = mixing
         self.num_rounds = settings.num_rounds or stage.default_rounds
         self.split: Literal["valid", "test"] = "valid"
         self.exchange = Exchange()
+        self.logs: dict[str, Any] = {}  # what the last round of Stage 2 or 3 logged
         self._arrays: Arrays = {}
 
     def configure_train(
@@ -70,7 +80,7 @@ class StageStrategy(Strategy):
             app_sha256=app_sha256(),
             catalogue_sha256=self.census.catalogue_sha256,
         )
-        return self._to_all(messages.plan_content(plan, arrays), messages.TRAIN)
+        return self._to_all(plan, arrays, messages.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -85,16 +95,19 @@ class StageStrategy(Strategy):
             except FedDMMRError as error:
                 self._drop(node.name, str(error))
         self._require(len(updates))
+        self.logs = {}
         mean = reduce_updates(updates, self._arrays)
         if mean is None:
             return None, MetricRecord({"participants": 0, "targets": 0, "nodes": len(updates)})
         rate = scheduled_rate(
             self.settings.server_schedule,
-            self.settings.server_learning_rate,
+            self.settings.server_learning_rate or self.stage.default_rate,
             server_round,
             self.num_rounds,
         )
         arrays = self.optimizer.step(self._arrays, mean.delta, rate)
+        if self.stage.mixes:
+            self.logs = mixture_logs(arrays, mean)
         sums = MetricRecord(
             {
                 "loss": mean.loss,
@@ -117,7 +130,7 @@ class StageStrategy(Strategy):
             app_sha256=app_sha256(),
             catalogue_sha256=self.census.catalogue_sha256,
         )
-        return self._to_all(messages.evaluation_content(plan, arrays), messages.EVALUATE)
+        return self._to_all(plan, arrays, messages.EVALUATE)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -135,7 +148,28 @@ class StageStrategy(Strategy):
     def summary(self) -> None:
         """Nothing: the report prints what a run did."""
 
-    def _to_all(self, content: RecordDict, message_type: str) -> list[Message]:
+    def lacking(self, requests: Sequence[Message], replies: Iterable[Message]) -> list[Message]:
+        """The requests again, with the frozen groups, for the nodes that asked for them."""
+        asking = {reply.metadata.src_node_id for reply in replies if _asks(reply)}
+        if not asking:
+            return []
+        frozen = messages.to_record(self.frozen)
+        again = [
+            Message(
+                messages.with_frozen(request.content, frozen),
+                request.metadata.dst_node_id,
+                request.metadata.message_type,
+            )
+            for request in requests
+            if request.metadata.dst_node_id in asking
+        ]
+        self.exchange.bytes_down += sum(messages.content_bytes(m.content) for m in again)
+        return again
+
+    def _to_all(
+        self, plan: RoundPlan | EvaluationPlan, arrays: ArrayRecord, message_type: str
+    ) -> list[Message]:
+        content = messages.request_content(plan, self.mixing, arrays)
         size = messages.content_bytes(content)
         self.exchange = Exchange(bytes_down=size * len(self.census.nodes))
         return [Message(content, node, message_type) for node in self.census.nodes]
@@ -154,6 +188,9 @@ class StageStrategy(Strategy):
                 self._drop(node.name, str(error))
                 continue
             self.exchange.bytes_up += messages.content_bytes(content)
+            if messages.needs_frozen(content):
+                self._drop(node.name, "asks for the frozen groups that were just sent to it")
+                continue
             usable.append((node, content))
         return usable
 
@@ -172,3 +209,7 @@ class StageStrategy(Strategy):
                 got=f"{answered} of {len(self.census.nodes)}",
                 todo="mend the node and submit the same run again: it resumes",
             )
+
+
+def _asks(reply: Message) -> bool:
+    return not reply.has_error() and messages.needs_frozen(reply.content)

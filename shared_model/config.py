@@ -15,6 +15,7 @@ Value = bool | int | float | str
 SERVER_OPTIMIZERS = ("sgd", "momentum", "adam")
 SERVER_SCHEDULES = ("constant", "decay")
 WEIGHTINGS = ("targets", "uniform")
+MODALITIES = ("both", "visual", "text")
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,32 @@ class Settings:
     num_blocks: int
     max_length: int
     dropout: float
+    modalities: str
+    initial_gate: float
+    targets_per_user: int
+    negatives: int
+    id_dropout: float
+    alignment_weight: float
+    alignment_temperature: float
+    surprise_weight: float
+    balance_weight: float
+    memory_short_term: int
+    memory_long_term: int
+    memory_novelty: float
+    memory_surprise: float
     users_per_batch: int
     device: str
 
-    def shape(self, num_items: int) -> ModelShape:
-        """The model's shape for a catalogue of that many items."""
+    def shape(self, num_items: int, visual: int = 0, text: int = 0) -> ModelShape:
+        """The model's shape for a catalogue of that many items with features of these sizes."""
         return ModelShape(
-            num_items, self.hidden_size, self.num_heads, self.num_blocks, self.max_length
+            num_items,
+            self.hidden_size,
+            self.num_heads,
+            self.num_blocks,
+            self.max_length,
+            visual,
+            text,
         )
 
     @property
@@ -82,6 +102,8 @@ def _at_least(low: int) -> _Rule:
 
 
 _POSITIVE: _Rule = ("a finite number > 0", lambda value: 0 < value < float("inf"))
+_NOT_NEGATIVE: _Rule = ("a finite number >= 0", lambda value: 0 <= value < float("inf"))
+_FINITE: _Rule = ("a finite number", lambda value: abs(value) < float("inf"))
 _SHARE: _Rule = ("a number in (0, 1]", lambda value: 0 < value <= 1)
 
 _RULES: dict[str, _Rule] = {
@@ -102,7 +124,7 @@ _RULES: dict[str, _Rule] = {
     "fraction_train": _SHARE,
     "local_steps": _at_least(1),
     "client_learning_rate": _POSITIVE,
-    "server_learning_rate": _POSITIVE,
+    "server_learning_rate": _NOT_NEGATIVE,
     "server_optimizer": _one_of(*SERVER_OPTIMIZERS),
     "server_schedule": _one_of(*SERVER_SCHEDULES),
     "weighting": _one_of(*WEIGHTINGS),
@@ -117,6 +139,19 @@ _RULES: dict[str, _Rule] = {
     "num_blocks": _at_least(1),
     "max_length": _at_least(1),
     "dropout": ("a number in [0, 0.9]", lambda value: 0 <= value <= 0.9),
+    "modalities": _one_of(*MODALITIES),
+    "initial_gate": _FINITE,
+    "targets_per_user": _at_least(1),
+    "negatives": _at_least(1),
+    "id_dropout": ("a number in [0, 1)", lambda value: 0 <= value < 1),
+    "alignment_weight": _NOT_NEGATIVE,
+    "alignment_temperature": _POSITIVE,
+    "surprise_weight": _NOT_NEGATIVE,
+    "balance_weight": _NOT_NEGATIVE,
+    "memory_short_term": _at_least(1),
+    "memory_long_term": _at_least(0),
+    "memory_novelty": _FINITE,
+    "memory_surprise": _FINITE,
     "users_per_batch": _at_least(1),
     "device": _matching(r"cpu|cuda(:[0-9]+)?", "cpu, cuda or cuda:N"),
 }

@@ -1,14 +1,18 @@
 """Visual and semantic experts: what a user's memory says about a candidate, in each modality.
 
-Letters: B rows (a user at a position), N candidates, K memory slots, D hidden size, V and S the
-native dimensions of images (512 with CLIP's ViT-B-32) and texts (384 with MiniLM). Nothing is
-squeezed before attention. A memory without a usable slot answers with zeros.
+Letters: B users, N candidates, L remembered items, H heads, D hidden size, V and S the native
+dimensions of images (512 with CLIP's ViT-B-32) and texts (384 with MiniLM). Nothing is squeezed
+before attention.
+
+An expert is an attention in two halves, ``logits`` and ``values``. Its output for a candidate is
+the sum over heads of softmax(logits) @ values, over what the memory holds at a position; the fusion
+takes the halves apart, since a linear map of L values costs less than one of N outputs.
 """
 
 import torch
 from torch import Tensor, nn
 
-_SHARPNESS = 10.0  # unit vectors have dot products in [-1, 1], far too flat for a softmax
+SHARPNESS = 10.0  # unit vectors have dot products in [-1, 1], far too flat for a softmax
 
 
 class VisualExpert(nn.Module):
@@ -20,14 +24,17 @@ class VisualExpert(nn.Module):
 
     def __init__(self, visual: int) -> None:
         super().__init__()
-        self.sharpness = nn.Parameter(torch.full((visual,), _SHARPNESS))
+        self.sharpness = nn.Parameter(torch.empty(visual))  # starts at SHARPNESS
         self.output = nn.Linear(visual, visual, bias=False)
 
-    def forward(self, candidates: Tensor, memory: Tensor, usable: Tensor) -> Tensor:
-        """``candidates`` [B or 1, N, V], ``memory`` [B, K, V], ``usable`` [B, K] -> [B, N, V]."""
-        logits = (candidates * self.sharpness) @ memory.transpose(1, 2)  # [B, N, K]
-        values: Tensor = self.output(memory)  # [B, K, V]: before mixing, K is less than N
-        return attend(logits, usable[:, None]) @ values
+    def logits(self, pictures: Tensor, memory: Tensor) -> Tensor:
+        """``pictures`` [B or 1, N, V] and ``memory`` [B or 1, L, V] -> [B, 1, N, L]."""
+        return ((pictures * self.sharpness) @ memory.mT)[:, None]
+
+    def values(self, memory: Tensor) -> Tensor:
+        """``memory`` [B, L, V] -> [B, 1, L, V]."""
+        found: Tensor = self.output(memory)
+        return found[:, None]
 
 
 class SemanticExpert(nn.Module):
@@ -40,25 +47,37 @@ class SemanticExpert(nn.Module):
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(hidden, text)
-        self.key_value = nn.Linear(text, 2 * text, bias=False)
+        self.key = nn.Linear(text, text, bias=False)
+        self.value = nn.Linear(text, text, bias=False)
         self.output = nn.Linear(text, text, bias=False)
 
-    def forward(self, candidates: Tensor, memory: Tensor, usable: Tensor) -> Tensor:
-        """``candidates`` [B or 1, N, D], ``memory`` [B, K, S], ``usable`` [B, K] -> [B, N, S]."""
-        query = self._split(self.query(candidates))  # [B or 1, H, N, S/H]
-        key, value = (self._split(part) for part in self.key_value(memory).chunk(2, -1))
-        logits = query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5  # [B, H, N, K]
-        heads = attend(logits, usable[:, None, None]) @ value  # [B, H, N, S/H]
-        found: Tensor = self.output(heads.transpose(1, 2).flatten(-2))
-        return found
+    def logits(self, vectors: Tensor, memory: Tensor) -> Tensor:
+        """``vectors`` [B or 1, N, D] and ``memory`` [B or 1, L, S] -> [B, H, N, L]."""
+        query, key = self._split(self.query(vectors)), self._split(self.key(memory))
+        logits: Tensor = query @ key.mT * key.shape[-1] ** -0.5
+        return logits
+
+    def values(self, memory: Tensor) -> Tensor:
+        """``memory`` [B, L, S] -> [B, H, L, S]: each head's share of the output."""
+        by_head = self._split(self.output.weight).mT  # [H, S/H, S]
+        values: Tensor = self._split(self.value(memory)) @ by_head
+        return values
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(-3, -2)  # [B, H, ., S/H]
 
 
-def attend(logits: Tensor, usable: Tensor) -> Tensor:
-    """Softmax over the usable entries of the last dimension; all zeros where there is none."""
-    masked = logits.masked_fill(~usable, float("-inf"))
-    anything = usable.any(-1, keepdim=True)
-    weights = masked.masked_fill(~anything, 0.0).softmax(-1)
-    return weights * anything
+class Experts(nn.Module):
+    """The two experts and the two halves of the content head."""
+
+    def __init__(self, hidden: int, visual: int, text: int, heads: int) -> None:
+        super().__init__()
+        self.visual = VisualExpert(visual)
+        self.text = SemanticExpert(hidden, text, heads)
+        self.visual_head = nn.Linear(visual, hidden)
+        self.text_head = nn.Linear(text, hidden)
+
+    def content(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
+        """Content in ID space: [..., N, V], [..., N, S] and weights [..., N, 2] -> [..., N, D]."""
+        heads = torch.stack([self.visual_head(visual), self.text_head(text)], -2)
+        return (weights[..., None] * heads).sum(-2)

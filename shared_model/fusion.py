@@ -1,12 +1,14 @@
 """Cross-modal fusion: SASRec's state chooses between what the two experts found.
 
-Letters: B rows, N candidates, D hidden size, V and S the experts' dimensions.
+Letters: B users, P positions, N candidates, L remembered items, H heads, D hidden size, V and S the
+experts' dimensions.
 """
 
-import torch
 from torch import Tensor, nn
 
-from shared_model.experts import attend
+from shared_model.router import MODALITIES, masked_softmax
+
+_FLOOR = -60.0  # keeps exp() of what a position alone remembers away from 0 / 0
 
 
 class CrossModalFusion(nn.Module):
@@ -17,26 +19,47 @@ class CrossModalFusion(nn.Module):
 
     def __init__(self, hidden: int, visual: int, text: int) -> None:
         super().__init__()
+        sizes = dict(zip(MODALITIES, (visual, text), strict=True))
         self.query = nn.Linear(hidden, hidden, bias=False)
-        self.visual_norm = nn.LayerNorm(visual, elementwise_affine=False)
-        self.text_norm = nn.LayerNorm(text, elementwise_affine=False)
-        self.visual_key_value = nn.Linear(visual, 2 * hidden, bias=False)
-        self.text_key_value = nn.Linear(text, 2 * hidden, bias=False)
+        self.key = nn.ModuleDict({m: nn.Linear(n, hidden, bias=False) for m, n in sizes.items()})
+        self.value = nn.ModuleDict({m: nn.Linear(n, hidden, bias=False) for m, n in sizes.items()})
         self.output = nn.Linear(hidden, hidden, bias=False)
-        nn.init.zeros_(self.output.weight)
 
-    def forward(self, sequence: Tensor, visual: Tensor, text: Tensor, prior: Tensor) -> Tensor:
-        """``sequence`` [B, D], ``visual`` [B, N, V], ``text`` [B, N, S], ``prior`` [B or 1, N, 2].
+    def token(
+        self,
+        modality: str,
+        logits: Tensor,
+        values: Tensor,
+        held: Tensor,
+        sequence: Tensor,
+        vectors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One modality's token: its match with the state and its say about the candidate.
 
-        Returns [B, N, D]; a modality whose prior is 0 has no say.
+        ``logits`` [B, H, N, L] and ``values`` [B, H, L, dim] of the expert, ``held`` [B, P, L]
+        bool, ``sequence`` [B, P, D], ``vectors`` [B or 1, N, D] -> two of [B, P, N].
+
+        The expert's output never exists: both results are linear in it, and so are averages over
+        memory of numbers that each remembered item has by itself. A memory that holds nothing
+        answers 0.
         """
-        visual_key, visual_value = self.visual_key_value(self.visual_norm(visual)).chunk(2, -1)
-        text_key, text_value = self.text_key_value(self.text_norm(text)).chunk(2, -1)
-        keys = torch.stack([visual_key, text_key], 2)  # [B, N, 2, D]
-        logits = keys @ self.query(sequence)[:, None, :, None]  # [B, N, 2, 1]
-        logits = logits.squeeze(-1) * keys.shape[-1] ** -0.5
-        usable = (prior > 0).expand_as(logits)
-        weights = attend(logits + prior.clamp(min=1e-9).log(), usable)  # [B, N, 2]
-        values = torch.stack([visual_value, text_value], 2)  # [B, N, 2, D]
-        fused: Tensor = self.output((weights[..., None] * values).sum(2))
-        return fused
+        strength = (logits - logits.amax(-1, keepdim=True).detach()).clamp(min=_FLOOR).exp()
+        holds = held[:, None].to(strength.dtype)  # [B, 1, P, L]
+        total = strength @ holds.mT  # [B, H, N, P]
+        total = total + (total == 0).to(total.dtype)
+        asked = self.query(sequence)[:, None] @ self.key[modality](values).mT  # [B, H, P, L]
+        match = strength @ (holds * asked).mT / total  # [B, H, N, P]
+        wanted = (vectors @ self.output.weight)[:, None]  # [B or 1, 1, N, D]
+        say = (strength * (wanted @ self.value[modality](values).mT)) @ holds.mT / total
+        return match.sum(1).mT * sequence.shape[-1] ** -0.5, say.sum(1).mT
+
+    def forward(self, matches: Tensor, says: Tensor, prior: Tensor) -> Tensor:
+        """What the fused state adds to the scores: [B, P, N].
+
+        ``matches`` and ``says`` [B, P, N, 2] of the tokens, ``prior`` [B or 1, N, 2]; a modality
+        whose prior is 0 has no say.
+        """
+        prior = prior[:, None]
+        logits = matches + prior.clamp(min=1e-9).log()
+        weights = masked_softmax(logits, (prior > 0).expand_as(logits))
+        return (weights * says).sum(-1)

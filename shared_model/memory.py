@@ -9,6 +9,7 @@ is a function of the interactions before t alone.
 Letters: L interactions, F feature size, P positions, K slots of both tiers, M long-term slots.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,8 @@ Floats = npt.NDArray[np.float32]
 EMPTY = 0  # no item in this slot
 BLOCK = 64  # interactions compared at once: a matrix product costs less than as many vectors
 GRID = 2.0**11  # features are rounded to multiples of 1 / GRID
+NOVELTY_BINS = 2048  # of a novelty, 1 - cosine, over [0, 2]
+BINS_PER_UNIT = NOVELTY_BINS // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,12 +196,12 @@ def novelties(
 
     ``features`` [I + 1, F] of the whole catalogue, ``histories`` of item indices;
     ``settings.novelty`` is not used. Near-duplicates, first interactions and items without features
-    do not count: novelty decides nothing about them.
+    do not count: novelty decides nothing about them. Nor does it where there are no slots.
     """
     everything = replace(settings, novelty=-np.inf)
     known = np.abs(features).max(axis=1) > 0
     found = [np.zeros(0)]
-    for items in histories:
+    for items in histories if settings.long_term else ():
         calm = np.zeros(len(items), dtype=np.float32)
         memory = LongTermMemory(items, features[items], calm, everything)
         met = np.array([memory.decide() for _ in items])
@@ -207,18 +210,26 @@ def novelties(
     return np.sort(met[met > 1 - settings.duplicate])
 
 
-def threshold_of(met: npt.NDArray[np.float64], quantile: float = 0.5) -> float:
-    """The novelty from which an interaction should be written, from what ``novelties`` found.
+def novelty_counts(features: Floats, histories: Iterable[Items], settings: MemorySettings) -> Ints:
+    """Histogram of ``novelties``, arguments as there: counts [NOVELTY_BINS] over [0, 2].
+
+    Counts of disjoint groups of users add up to those of all, so that nodes find one threshold
+    however the users are spread over them. A novelty out of bounds counts in the last bin at its
+    side: the rounding of features makes it off by up to 2e-4.
+    """
+    bins = (novelties(features, histories, settings) * BINS_PER_UNIT).astype(np.int64)
+    counts: Ints = np.bincount(np.clip(bins, 0, NOVELTY_BINS - 1), minlength=NOVELTY_BINS)
+    return counts
+
+
+def threshold_of(counts: Ints, quantile: float = 0.5) -> float:
+    """The data-driven default of ``MemorySettings.novelty``, from ``novelty_counts``.
 
     A quantile, since the cosines of one encoder spread over [0, 1] and those of another over
     [0.7, 0.9]. The median, since a slot should go to what adds more than is usual; the rest is
-    remembered if it surprises. 0 where nothing can be measured.
+    remembered if it surprises. It is the lower edge of the bin that holds the quantile, so that
+    this whole bin is written; 0 where nothing was counted.
     """
-    return float(np.quantile(met, quantile)) if len(met) else 0.0
-
-
-def novelty_threshold(
-    features: Floats, histories: Iterable[Items], settings: MemorySettings, quantile: float = 0.5
-) -> float:
-    """The data-driven default of ``MemorySettings.novelty``; arguments as of ``novelties``."""
-    return threshold_of(novelties(features, histories, settings), quantile)
+    total = int(counts.sum())
+    rank = max(1, math.ceil(quantile * total))  # from 1
+    return int(np.searchsorted(np.cumsum(counts), rank)) / BINS_PER_UNIT if total else 0.0

@@ -1,24 +1,27 @@
 """The wire: round plans, updates and metric sums as Flower records. Only this file knows flwr.
 
-Actions (Flower message types): ``query.prepare`` asks a node what it hosts, ``train`` runs a round
-plan, ``evaluate`` scores arrays on a split. A reply holds either its result or an ``error`` line.
+Actions (Flower message types): ``query.prepare`` asks a node what it hosts, ``query.novelty`` what
+its users' memories meet, ``train`` runs a round plan, ``evaluate`` scores arrays on a split. A
+reply holds its result, an ``error`` line, or ``needs``: the frozen groups the node does not hold.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from shared_model.errors import NodeError, WorkerError
+from shared_model.memory import NOVELTY_BINS, Ints
 from shared_model.metrics import MetricSums, faulty_sums
 from shared_model.model import Arrays
-from shared_model.plan import EvaluationPlan, LocalUpdate, RoundPlan
+from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 
 _Kind = TypeVar("_Kind")
 
-PREPARE, TRAIN, EVALUATE = "query.prepare", "train", "evaluate"
+PREPARE, NOVELTY, TRAIN, EVALUATE = "query.prepare", "query.novelty", "train", "evaluate"
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,50 @@ class NodeReport:
     catalogue_sha256: str
     features_sha256: str
     features: str  # JSON: dimensions, coverages and encoders
+    visual: int  # dimensions that the model is built with; 0 without features
+    text: int
     app_sha256: str
 
 
-def plan_content(plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
-    """A round plan with the arrays it starts from."""
-    return RecordDict({"plan": ConfigRecord(asdict(plan)), "arrays": arrays})
+def request_content(
+    plan: RoundPlan | EvaluationPlan, mixing: MixturePlan | None, arrays: ArrayRecord
+) -> RecordDict:
+    """A plan with the arrays that it starts from or scores."""
+    content = RecordDict({"plan": ConfigRecord(asdict(plan)), "arrays": arrays})
+    if mixing is not None:
+        content["mixing"] = ConfigRecord(asdict(mixing))
+    return content
 
 
 def read_plan(content: RecordDict) -> RoundPlan:
     """The round plan of a request."""
     return _as(RoundPlan, content, "plan")
+
+
+def read_mixing(content: RecordDict) -> MixturePlan:
+    """The mixture's part of a request of Stage 2 or 3."""
+    return _as(MixturePlan, content, "mixing")
+
+
+def with_frozen(content: RecordDict, frozen: ArrayRecord) -> RecordDict:
+    """The same request with the stage's frozen groups, for a node that asked for them."""
+    return RecordDict({**content, "frozen": frozen})
+
+
+def read_frozen(content: RecordDict) -> Arrays | None:
+    """The frozen groups of a request, if it brings them."""
+    record = content.array_records.get("frozen")
+    return None if record is None else from_record(record)
+
+
+def ask_for_frozen(sha256: str) -> RecordDict:
+    """A node's answer when it does not hold the frozen groups of a request."""
+    return RecordDict({"needs": ConfigRecord({"frozen_sha256": sha256})})
+
+
+def needs_frozen(content: RecordDict) -> bool:
+    """Whether a reply asks for the frozen groups."""
+    return "needs" in content.config_records
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
@@ -76,7 +112,9 @@ def update_content(update: LocalUpdate) -> RecordDict:
             "participants": update.participants,
         }
     )
-    return RecordDict({"arrays": to_record(update.arrays), "sums": sums})
+    return RecordDict(
+        {"arrays": to_record(update.arrays), "sums": sums, "logs": MetricRecord(dict(update.logs))}
+    )
 
 
 def read_update(content: RecordDict) -> LocalUpdate:
@@ -89,14 +127,10 @@ def read_update(content: RecordDict) -> LocalUpdate:
             loss=float(sums["loss"]),
             targets=int(sums["targets"]),
             participants=int(sums["participants"]),
+            logs={name: float(value) for name, value in _metrics(content, "logs").items()},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise NodeError("unreadable update", where="reply to train", got=repr(error)) from error
-
-
-def evaluation_content(plan: EvaluationPlan, arrays: ArrayRecord) -> RecordDict:
-    """A request to score arrays on a split."""
-    return RecordDict({"plan": ConfigRecord(asdict(plan)), "arrays": arrays})
 
 
 def read_evaluation(content: RecordDict) -> EvaluationPlan:
@@ -128,6 +162,35 @@ def report_content(report: NodeReport) -> RecordDict:
 def read_report(content: RecordDict) -> NodeReport:
     """The node report of a reply."""
     return _as(NodeReport, content, "report")
+
+
+def novelty_request(total_users: int) -> RecordDict:
+    """Ask for the novelty of a sample of all users."""
+    return RecordDict({"ask": ConfigRecord({"total_users": total_users})})
+
+
+def read_novelty_request(content: RecordDict) -> int:
+    """How many users all nodes together have."""
+    record = content.config_records.get("ask")
+    if record is None or type(record.get("total_users")) is not int:
+        raise NodeError("unreadable request", where="query.novelty", expected="total_users")
+    return int(str(record["total_users"]))
+
+
+def novelty_content(counts: Ints) -> RecordDict:
+    """A node's histogram of novelty as a reply."""
+    return RecordDict({"novelty": ConfigRecord({"counts": counts.tolist()})})
+
+
+def read_novelty(content: RecordDict) -> Ints:
+    """The histogram of a reply; ``NodeError`` unless it has the bins of ``novelty_counts``."""
+    given: Any = content.config_records.get("novelty", ConfigRecord()).get("counts")
+    counts = given if isinstance(given, list) else []
+    if len(counts) != NOVELTY_BINS or not all(type(n) is int and n >= 0 for n in counts):
+        raise NodeError(
+            "unreadable histogram", where="query.novelty", expected=f"{NOVELTY_BINS} counts"
+        )
+    return np.array(counts, dtype=np.int64)
 
 
 def error_content(line: str) -> RecordDict:

@@ -1,7 +1,7 @@
 """The multimodal mixture on top of SASRec: experts, router, fusion, gate and content head.
 
-Letters: B rows (a user at a position), N candidates, K memory slots, D hidden size, V and S the
-feature dimensions. Batched over candidates: no loop over N.
+Letters: B users, P positions, N candidates, L remembered items, D hidden size, V and S the feature
+dimensions. Batched over candidates: no loop over N.
 """
 
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shared_model.experts import SemanticExpert, VisualExpert
+from shared_model.experts import Experts
 from shared_model.fusion import CrossModalFusion
 from shared_model.router import ItemCentricRouter, uniform_weights
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Items to score, the same for all rows ([1, N, .]) or each row's own ([B, N, .])."""
+    """Items to score, the same for all users ([1, N, .]) or each user's own ([B, N, .])."""
 
     ids: Tensor  # [B or 1, N, D] ID embeddings
     visual: Tensor  # [B or 1, N, V], zero = missing
@@ -25,62 +25,87 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class MemoryContent:
-    """Features of what each row's memory holds; a zero row is an empty slot or a missing one."""
+class Memories:
+    """What users remember: a bank of items, and which of them a position's memory holds."""
 
-    visual: Tensor  # [B, K, V]
-    text: Tensor  # [B, K, S]
+    visual: Tensor  # [B, L, V], zero = missing
+    text: Tensor  # [B, L, S]
+    held: Tensor  # [B, P, L] bool
 
 
-class Experts(nn.Module):
-    """The two experts and the two halves of the content head."""
+@dataclass(frozen=True)
+class Scores:
+    """What the mixture says about the candidates."""
 
-    def __init__(self, hidden: int, visual: int, text: int, heads: int) -> None:
-        super().__init__()
-        self.visual = VisualExpert(visual)
-        self.text = SemanticExpert(hidden, text, heads)
-        self.visual_head = nn.Linear(visual, hidden)
-        self.text_head = nn.Linear(text, hidden)
-
-    def content(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
-        """Content in ID space: [..., N, V], [..., N, S] and weights [..., N, 2] -> [..., N, D]."""
-        heads = torch.stack([self.visual_head(visual), self.text_head(text)], -2)
-        return (weights[..., None] * heads).sum(-2)
+    scores: Tensor  # [B, P, N]
+    vectors: Tensor  # [B or 1, N, D], by which they were scored
+    content: Tensor  # [B or 1, N, D], the content head's vectors
+    weights: Tensor  # [B or 1, N, 2], the router's
 
 
 class Mixture(nn.Module):
     """Scores candidates by ``(sequence + gate * aux) . item``, unnormalised as in every stage.
 
-    ``aux`` starts at exactly zero, since the fusion's output does. The router is uniform until the
-    stage that trains it.
+    ``aux`` starts at exactly zero, since the fusion's output does. Without a router (Stage 2) the
+    modalities that an item has count the same.
     """
 
-    def __init__(
-        self, hidden: int, visual: int, text: int, heads: int, initial_gate: float
-    ) -> None:
+    def __init__(self, hidden: int, visual: int, text: int, heads: int, routed: bool) -> None:
         super().__init__()
         self.experts = Experts(hidden, visual, text, heads)
         self.fusion = CrossModalFusion(hidden, visual, text)
-        self.router = ItemCentricRouter(visual, text, hidden)
-        self.gate = nn.Parameter(torch.tensor(initial_gate))
+        self.gate = nn.Parameter(torch.empty(()))
+        self.router: ItemCentricRouter | None = None
+        if routed:
+            self.router = ItemCentricRouter(visual, text, hidden)
 
-    def forward(
-        self, sequence: Tensor, items: Candidates, memory: MemoryContent, routed: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Scores [B, N] and the router's weights [B or 1, N, 2]. ``sequence`` is [B, D]."""
-        route = self.router if routed else uniform_weights
-        weights = route(items.visual, items.text)
+    def forward(self, sequence: Tensor, items: Candidates, memories: Memories) -> Scores:
+        """Scores of each user's candidates at each of its positions; ``sequence`` [B, P, D].
+
+        One user's rows may stand for many users that share a bank: evaluation scores a batch of
+        users as the positions of one.
+        """
+        weights = self._route(items)
         content = self.experts.content(items.visual, items.text, weights)
         vectors = torch.where(items.cold[..., None], content, items.ids)  # [B or 1, N, D]
-        seen = self.experts.visual(items.visual, memory.visual, memory.visual.any(-1))
-        read = self.experts.text(vectors, memory.text, memory.text.any(-1))
-        aux = self.fusion(sequence, seen, read, weights)  # [B, N, D]
-        fused = sequence[:, None] + self.gate * aux
-        return (fused * vectors).sum(-1), weights
+        aux = self._say(sequence, items, vectors, weights, memories)
+        # Shared candidates are one matrix product, as in Stage 1: the same numbers to the bit.
+        base = sequence @ (vectors[0].mT if len(vectors) == 1 else vectors.mT)
+        return Scores(base + self.gate * aux, vectors, content, weights)
+
+    def _route(self, items: Candidates) -> Tensor:
+        if self.router is None:
+            return uniform_weights(items.visual, items.text)
+        weights: Tensor = self.router(items.visual, items.text)
+        return weights
+
+    def _say(
+        self,
+        sequence: Tensor,
+        items: Candidates,
+        vectors: Tensor,
+        weights: Tensor,
+        memories: Memories,
+    ) -> Tensor:
+        """``aux . item`` of every candidate: [B, P, N]."""
+        experts, memory = self.experts, memories
+        visual = experts.visual.logits(items.visual, memory.visual)
+        text = experts.text.logits(vectors, memory.text)
+        halves = {
+            "visual": (visual, experts.visual.values(memory.visual), memory.visual),
+            "text": (text, experts.text.values(memory.text), memory.text),
+        }
+        tokens = []
+        for modality, (logits, values, features) in halves.items():
+            held = memory.held & features.any(-1)[:, None]
+            tokens.append(self.fusion.token(modality, logits, values, held, sequence, vectors))
+        matches, says = (torch.stack(parts, -1) for parts in zip(*tokens, strict=True))
+        said: Tensor = self.fusion(matches, says, weights)
+        return said
 
 
 def mask_repeated_targets(scores: Tensor, targets: Tensor) -> Tensor:
-    """In-batch scores [B, B] of targets [B]: a row's own target is no negative elsewhere."""
-    same = targets[:, None] == targets
-    itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    """In-batch scores [..., P, P] of targets [..., P]: no row has its target as a negative."""
+    same = targets[..., :, None] == targets[..., None, :]
+    itself = torch.eye(targets.shape[-1], dtype=torch.bool, device=targets.device)
     return scores.masked_fill(same & ~itself, float("-inf"))

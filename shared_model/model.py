@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from shared_model.dropout import Dropout
 from shared_model.errors import ModelError
+from shared_model.experts import SHARPNESS
+from shared_model.mixture import Mixture
 from shared_model.sasrec import PAD, SASRec
 from shared_model.seeds import stable_hash
-from shared_model.stages import Stage, names_of
+from shared_model.stages import STAGES, Stage, names_of
 
 Arrays = dict[str, Tensor]
 
 _EMBEDDING_STD = 0.07
+# A stage starts where the last one ended (invariant 2); the layers before them move one step later.
+_ZERO = ("mixture.fusion.output.weight", "mixture.router.weigh.weight")
 
 
 @dataclass(frozen=True)
@@ -27,44 +31,71 @@ class ModelShape:
     heads: int
     blocks: int
     max_length: int
+    visual: int = 0  # feature dimensions; what Stage 1 is built with does not depend on them
+    text: int = 0
 
 
 class Recommender(nn.Module):
-    """Scores every item as the next one of a history: hidden state times item embedding."""
+    """Scores every item as the next one of a history: hidden state times item embedding.
 
-    def __init__(self, shape: ModelShape) -> None:
+    Only what the stage's forward pass uses is there; ``mixture`` is ``None`` in Stage 1.
+    """
+
+    def __init__(self, shape: ModelShape, stage: Stage) -> None:
         super().__init__()
         self.shape = shape
+        self.stage = stage
         self.item_embedding = nn.Embedding(shape.num_items + 1, shape.hidden, padding_idx=PAD)
         self.backbone = SASRec(shape.hidden, shape.heads, shape.blocks, shape.max_length)
+        self.mixture: Mixture | None = None
+        if stage.mixes:
+            self.mixture = Mixture(
+                shape.hidden, shape.visual, shape.text, shape.heads, "router" in stage.groups
+            )
 
     def forward(self, inputs: Tensor, dropout: Dropout) -> Tensor:
         """Hidden states. ``inputs`` [B, T] item indices, left padded -> [B, T, D]."""
         hidden: Tensor = self.backbone(self.item_embedding(inputs), inputs != PAD, dropout)
         return hidden
 
+    def mix(self) -> Mixture:
+        """The mixture of Stages 2 and 3; ``ModelError`` if the model was built for Stage 1."""
+        if self.mixture is None:
+            raise ModelError("the model has no mixture", expected="a model of Stage 2 or 3")
+        return self.mixture
+
     def score(self, hidden: Tensor) -> Tensor:
         """The scoring rule of every stage: unnormalised dot products. [B, D] -> [B, I+1]."""
         return hidden @ self.item_embedding.weight.T
 
 
-def build(shape: ModelShape, seed: int, device: str = "cpu") -> Recommender:
+def build(
+    shape: ModelShape,
+    seed: int,
+    device: str = "cpu",
+    stage: Stage = STAGES[1],
+    gate: float = 1.0,
+) -> Recommender:
     """A freshly initialised model: each parameter is a function of its name and the seed."""
     with torch.device("meta"):
-        model = Recommender(shape)
+        model = Recommender(shape, stage)
     model.to_empty(device=device)
     for name, parameter in model.named_parameters():
         _initialise(name, parameter, seed)
+    if model.mixture is not None:
+        model.mixture.gate.data.fill_(gate)
     return model
 
 
 @torch.no_grad()
 def _initialise(name: str, parameter: Tensor, seed: int) -> None:
     """Norm scales are one, biases and padding zero, tables a small normal, matrices Glorot's."""
-    if name.endswith("bias"):
+    if name.endswith("bias") or name in _ZERO:
         parameter.zero_()
-    elif name.endswith("norm.weight"):
+    elif name.endswith("norm.weight") or name == "mixture.gate":
         parameter.fill_(1.0)
+    elif name == "mixture.experts.visual.sharpness":
+        parameter.fill_(SHARPNESS)
     else:
         generator = torch.Generator().manual_seed(stable_hash(seed, "init", name) >> 1)
         tables = ("item_embedding.weight", "backbone.positions")

@@ -1,6 +1,6 @@
 """What a node is told to do in a round, and what it answers: plain frozen data, no flwr."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -35,6 +35,24 @@ class RoundPlan:
 
 
 @dataclass(frozen=True)
+class MixturePlan:
+    """What Stages 2 and 3 add to a plan: which frozen arrays it needs, memory, sampling, losses."""
+
+    frozen_sha256: str  # content hash of the stage's frozen groups
+    short_term: int
+    long_term: int
+    novelty: float
+    surprise: float
+    targets: int
+    negatives: int
+    id_dropout: float
+    alignment_weight: float
+    temperature: float
+    surprise_weight: float
+    balance_weight: float
+
+
+@dataclass(frozen=True)
 class EvaluationPlan:
     """What to score: one stage's arrays on one split, by that round's arrays only."""
 
@@ -46,6 +64,15 @@ class EvaluationPlan:
     catalogue_sha256: str
 
 
+# What a node logs of Stages 2 and 3: sums over its participants of each user's loss or mean weight,
+# of interactions that left its short-term memory, of those written to the long-term one, and of the
+# slots in use.
+LOSS_LOGS = ("alignment", "load_balance")
+ROUTER_LOGS = ("router_visual", "router_text", "router_entropy")
+MEMORY_LOGS = ("memory_left", "memory_written", "memory_short", "memory_long")
+MIXTURE_LOGS = LOSS_LOGS + ROUTER_LOGS + MEMORY_LOGS
+
+
 @dataclass(frozen=True)
 class LocalUpdate:
     """A node's sums over its participating users; nodes add up to the round."""
@@ -55,3 +82,4 @@ class LocalUpdate:
     loss: float  # sum over targets of the loss before the first local step, nats
     targets: int
     participants: int
+    logs: dict[str, float] = field(default_factory=dict)  # sums over participants, for the record

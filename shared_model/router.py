@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shared_model.experts import attend
-
 MODALITIES = ("visual", "text")
 
 
@@ -24,7 +22,6 @@ class ItemCentricRouter(nn.Module):
         super().__init__()
         self.expand = nn.Linear(visual + text, hidden)
         self.weigh = nn.Linear(hidden, len(MODALITIES), bias=False)
-        nn.init.zeros_(self.weigh.weight)
 
     def forward(self, visual: Tensor, text: Tensor) -> Tensor:
         """``visual`` [..., N, V], ``text`` [..., N, S] -> weights [..., N, 2].
@@ -32,7 +29,14 @@ class ItemCentricRouter(nn.Module):
         A missing modality (zero features) has weight 0; so have both if both are missing.
         """
         logits = self.weigh(functional.gelu(self.expand(torch.cat([visual, text], -1))))
-        return attend(logits, present(visual, text))
+        return masked_softmax(logits, present(visual, text))
+
+
+def masked_softmax(logits: Tensor, usable: Tensor) -> Tensor:
+    """Softmax over the usable entries of the last dimension; all zeros where there is none."""
+    anything = usable.any(-1, keepdim=True)
+    masked = logits.masked_fill(~usable & anything, float("-inf"))
+    return masked.softmax(-1) * anything
 
 
 def present(visual: Tensor, text: Tensor) -> Tensor:
@@ -42,22 +46,22 @@ def present(visual: Tensor, text: Tensor) -> Tensor:
 
 def uniform_weights(visual: Tensor, text: Tensor) -> Tensor:
     """Stage 2's router: the modalities that are there count the same. -> [..., N, 2]."""
-    there = present(visual, text)
-    return attend(torch.zeros_like(there, dtype=visual.dtype), there)
+    there = present(visual, text).to(visual.dtype)
+    return there / there.sum(-1, keepdim=True).clamp(min=1)
 
 
 def load_balance(weights: Tensor) -> Tensor:
     """Load-balance loss of weights [..., N, 2]: 0 if modalities share evenly, 1 if one has all.
 
     The coefficient-of-variation form of Shazeer et al. (ICLR 2017, section 4) for two experts, over
-    the candidates that had a choice: a missing modality is no imbalance of the router.
+    the candidates that had a choice: a missing modality is no imbalance of the router. [...].
     """
-    choice = (weights > 0).all(-1)
-    share = (weights * choice[..., None]).flatten(0, -2).sum(0) / choice.sum().clamp(min=1)
-    return (share - share.mean()).square().sum() * len(MODALITIES)
+    choice = (weights > 0).all(-1, keepdim=True)
+    share = (weights * choice).sum(-2) / choice.sum(-2).clamp(min=1)  # [..., 2]
+    return (share - share.mean(-1, keepdim=True)).square().sum(-1) * len(MODALITIES)
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Mean entropy of the weights in nats, over all leading dimensions."""
-    mean: Tensor = torch.special.entr(weights).sum(-1).mean()
+    """Mean entropy of weights [..., N, 2] in nats, over the candidates: [...]."""
+    mean: Tensor = torch.special.entr(weights).sum(-1).mean(-1)
     return mean

@@ -5,6 +5,16 @@ from dataclasses import dataclass
 
 from shared_model.errors import ConfigError, ModelError
 
+# How the names of each group's parameters begin.
+GROUPS: dict[str, str] = {
+    "item_embedding": "item_embedding.",
+    "backbone": "backbone.",
+    "experts": "mixture.experts.",
+    "fusion": "mixture.fusion.",
+    "gate": "mixture.gate",
+    "router": "mixture.router.",
+}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -15,15 +25,32 @@ class Stage:
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     default_rounds: int
+    default_rate: float  # of the server optimizer (Adam)
 
     @property
     def groups(self) -> tuple[str, ...]:
         """Every group that the stage's forward pass uses."""
         return self.trained + self.frozen
 
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The groups that start as the stage before ended; the others start fresh."""
+        before = STAGES[self.number - 1].groups if self.number > 1 else ()
+        return tuple(group for group in self.groups if group in before)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether content has a say: the experts are part of the forward pass."""
+        return "experts" in self.groups
+
+
+_MIXTURE = ("experts", "fusion", "gate")
 STAGES: dict[int, Stage] = {
-    1: Stage(1, "ID backbone", ("item_embedding", "backbone"), (), 60),
+    1: Stage(1, "ID backbone", ("item_embedding", "backbone"), (), 60, 0.008),
+    2: Stage(2, "alignment", _MIXTURE, ("item_embedding", "backbone"), 30, 0.008),
+    3: Stage(
+        3, "routed mixture", ("backbone", *_MIXTURE, "router"), ("item_embedding",), 30, 0.003
+    ),
 }
 
 
@@ -40,8 +67,11 @@ def stage_of(number: int) -> Stage:
 
 
 def group_of(name: str) -> str:
-    """The parameter group of a ``state_dict`` name: its first component."""
-    return name.split(".", 1)[0]
+    """The parameter group of a ``state_dict`` name; ``ModelError`` if the table has none."""
+    for group, prefix in GROUPS.items():
+        if name == prefix or (prefix.endswith(".") and name.startswith(prefix)):
+            return group
+    raise ModelError("a parameter without a group", where="shared_model/stages.py", got=name)
 
 
 def names_of(names: Iterable[str], groups: Iterable[str]) -> list[str]:

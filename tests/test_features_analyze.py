@@ -15,8 +15,9 @@ from scipy import sparse
 
 from client_app.data import Dataset, open_dataset, split_view
 from shared_model.errors import DataError
-from shared_model.memory import MemorySettings, novelties, novelty_threshold
+from shared_model.memory import BINS_PER_UNIT, MemorySettings, novelties
 from tools.analysis import SETTINGS, analyze, norms, squeeze, train_histories
+from tools.analysis_output import write_report
 from tools.feature_files import FeatureFiles, read_features
 from tools.similarity import (
     Histories,
@@ -118,18 +119,20 @@ def test_the_histories_are_the_train_part(small_dataset: Dataset) -> None:
     assert len(train_histories(small_dataset, 7).indptr) == 8
 
 
-def test_the_threshold_is_the_memorys_own(demo_folder: Path) -> None:
-    report, _ = analyze(demo_folder, 0, 0)
+def test_the_threshold_is_the_median_that_a_memory_meets(demo_folder: Path) -> None:
+    report, drawn = analyze(demo_folder, 0)
     dataset = open_dataset(demo_folder)
     text = read_features(demo_folder).arrays["text"].astype(np.float64)
     text /= np.maximum(np.linalg.norm(text, axis=1, keepdims=True), 1e-9)
     padded = np.vstack([np.zeros((1, text.shape[1])), text]).astype(np.float32)
     split = [split_view(dataset, row, "train")[0] for row in range(dataset.num_users)]
     settings = MemorySettings(novelty=0.7, surprise=1.0)  # neither has a say in it
-    expected = novelty_threshold(padded, split, settings)
-    assert expected > 0
-    assert report["modalities"]["text"]["preferences"]["novelty"]["threshold"] == expected
-    assert np.median(novelties(padded, split, settings)) == pytest.approx(expected)
+    met = novelties(padded, split, settings)
+    found = report["modalities"]["text"]["preferences"]["novelty"]
+    assert found["measured"] == len(met) == drawn["text"].sum()
+    for quantile, value in {**found["quantiles"], "0.5": found["threshold"]}.items():
+        inside = np.quantile(met, float(quantile), method="inverted_cdf")
+        assert 0 < value <= inside < value + 1 / BINS_PER_UNIT
     assert MemorySettings(novelty=0.0, surprise=float("inf")) == SETTINGS
 
 
@@ -155,7 +158,7 @@ def test_a_features_file_alone_gets_the_plain_facts(tmp_path: Path) -> None:
     rows = unit(np.random.default_rng(0).standard_normal((12, 5))).astype(np.float16)
     rows[0] = 0
     save_file({"text": rows}, tmp_path / "f.safetensors")
-    report, drawn = analyze(tmp_path / "f.safetensors", 0, 0)
+    report, drawn = analyze(tmp_path / "f.safetensors", 0)
     assert report["modalities"]["text"]["coverage"] == pytest.approx(11 / 12)
     assert "histories" not in report
     assert drawn == {}
@@ -167,10 +170,12 @@ def test_features_that_are_almost_all_missing_break_nothing(tmp_path: Path, make
     histories = {user: [1, 2, 3, 4, 5] for user in range(3)}
     for features in ({"text": rows}, {"text": rows * 0}):
         dataset = make_dataset(histories, num_items=6, features=features)
-        report, _ = analyze(dataset.folder, 0, 0)
-        assert json.loads(json.dumps(report, allow_nan=False)) == report
+        report, drawn = analyze(dataset.folder, 0)
+        output = tmp_path / f"report of {dataset.folder.name}"
+        write_report(output, report, drawn)
+        assert json.loads((output / "report.json").read_text()) == report
     with pytest.raises(DataError, match="no features"):
-        analyze(make_dataset(histories, num_items=6).folder, 0, 0)
+        analyze(make_dataset(histories, num_items=6).folder, 0)
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:

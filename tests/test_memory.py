@@ -12,12 +12,15 @@ import pytest
 from shared_model import memory as module
 from shared_model.memory import (
     GRID,
+    NOVELTY_BINS,
     LongTermMemory,
     Memory,
     MemorySettings,
     memory_slots,
-    novelty_threshold,
+    novelties,
+    novelty_counts,
     similarities,
+    threshold_of,
 )
 
 # 1 and 2 are like each other (0.96) and unlike the rest, 6 is half like 3 (0.6), 7 and 8 unknown
@@ -290,16 +293,56 @@ def test_no_more_is_decided_than_the_positions_ask_for(monkeypatch) -> None:
     assert memory.candidates == 80
 
 
-def test_the_novelty_threshold_is_a_quantile_of_what_can_be_decided() -> None:
+def test_the_novelty_that_is_counted_is_what_can_be_decided() -> None:
     # 6 after 3 has novelty 0.4, 1 after 3 has 1, 6 after 3 and 1 has 0.4, 2 after 1 is a duplicate
     histories = [np.array(h, dtype=np.int32) for h in ([3, 6], [3, 1, 6, 7, 7], [1, 2], [5], [])]
-    threshold = [novelty_threshold(CATALOGUE, histories, SETTINGS, q) for q in (0, 0.5, 1)]
-    assert threshold == pytest.approx([0.4, 0.4, 1], abs=1e-3)
-    assert novelty_threshold(CATALOGUE, histories[:1] * 3, SETTINGS) == pytest.approx(0.4, abs=1e-3)
-    strict = replace(SETTINGS, novelty=2.0)
-    assert novelty_threshold(CATALOGUE, histories, strict, 1.0) == pytest.approx(1, abs=1e-3)
-    assert novelty_threshold(CATALOGUE, [], SETTINGS) == 0
-    assert novelty_threshold(0 * CATALOGUE, histories, SETTINGS) == 0
+    for settings in (SETTINGS, replace(SETTINGS, novelty=2.0, surprise=0.0, short_term=9)):
+        counts = novelty_counts(CATALOGUE, histories, settings)
+        assert counts.shape == (NOVELTY_BINS,)
+        assert counts[[409, 1024]].tolist() == [2, 1]  # 0.4 * 1024 = 409.6
+        assert counts.sum() == 3
+        met = novelties(CATALOGUE, histories, settings)
+        assert met == pytest.approx([0.4, 0.4, 1], abs=1e-3)
+    thresholds = [threshold_of(counts, q) for q in (0, 0.5, 2 / 3, 0.67, 1)]
+    assert thresholds == [409 / 1024] * 3 + [1, 1]
+    for nothing in (
+        novelty_counts(CATALOGUE, [], SETTINGS),
+        novelty_counts(0 * CATALOGUE, histories, SETTINGS),
+        novelty_counts(CATALOGUE, histories, replace(SETTINGS, long_term=0)),
+    ):
+        assert not nothing.any()
+        assert threshold_of(nothing) == 0
+
+
+def test_novelty_counts_add_up_in_any_order() -> None:
+    items, features, _, settings = wide_history(600)
+    catalogue = np.zeros((601, 896), dtype=np.float32)
+    catalogue[items] = features
+    histories = np.split(items, np.arange(40, 600, 40))
+    whole = novelty_counts(catalogue, histories, settings)
+    assert whole.sum() > 400
+    assert (novelty_counts(catalogue, histories[::-1], settings) == whole).all()
+    for parts in (2, 5, 15):
+        nodes = [novelty_counts(catalogue, histories[n::parts], settings) for n in range(parts)]
+        assert (sum(nodes) == whole).all()
+
+
+def test_novelties_out_of_bounds_are_counted_at_the_edges() -> None:
+    catalogue = np.array([[0, 0], [1.01, 0], [1.01, 0], [-1.01, 0]], dtype=np.float32)
+    histories = [np.array(h, dtype=np.int32) for h in ([1, 2], [1, 3])]  # novelty -0.02 and 2.02
+    counts = novelty_counts(catalogue, histories, replace(SETTINGS, duplicate=1.1))
+    assert np.flatnonzero(counts).tolist() == [0, NOVELTY_BINS - 1]
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.05, 0.25, 0.5, 0.95, 1.0])
+def test_the_threshold_is_the_edge_below_the_quantile(quantile: float) -> None:
+    for size in (1, 2, 3, 100, 1001):
+        met = np.random.default_rng(size).uniform(0.1, 1.9, size)
+        counts, edges = np.histogram(met, bins=NOVELTY_BINS, range=(0, 2))
+        inside = np.quantile(met, quantile, method="inverted_cdf")
+        threshold = threshold_of(counts, quantile)
+        assert threshold in edges
+        assert threshold <= inside < threshold + 2 / NOVELTY_BINS
 
 
 def test_the_median_writes_about_half_whatever_the_spread_of_the_encoder() -> None:
@@ -310,7 +353,7 @@ def test_the_median_writes_about_half_whatever_the_spread_of_the_encoder() -> No
         narrow[1:] /= np.linalg.norm(narrow[1:], axis=1, keepdims=True)
         history = np.arange(1, 601, dtype=np.int32)
         tuned = replace(settings, surprise=np.inf, duplicate=1.0, long_term=600)
-        tuned = replace(tuned, novelty=novelty_threshold(narrow, [history], tuned))
+        tuned = replace(tuned, novelty=threshold_of(novelty_counts(narrow, [history], tuned)))
         quiet = np.zeros(600, dtype=np.float32)
         memory = memory_slots(history, narrow[history], quiet, np.array([600]), tuned)
         assert 0.3 < memory.writes / memory.candidates < 0.7

@@ -1,19 +1,21 @@
 """The quality report of features: are they there, are they sound, do they tell anything?
 
 It looks at the train part of the histories alone, since what it finds (which features to use, the
-memory's threshold) are choices of training.
+memory's threshold) are choices of training. Features and threshold come from the very functions
+that a node uses.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from client_app.data import Dataset, open_dataset
+from client_app.content import side_by_side, unit_rows
+from client_app.data import Dataset, Ints, open_dataset
+from client_app.novelty import count_novelty, sample_share, sampled_rows
 from shared_model.errors import DataError
-from shared_model.memory import MemorySettings, novelties, threshold_of
+from shared_model.memory import MemorySettings, threshold_of
 from tools.feature_files import FeatureFiles, read_features
 from tools.similarity import Features, Histories, lifts, near_duplicates, random_mean
 
@@ -23,12 +25,12 @@ SETTINGS = MemorySettings(novelty=0.0, surprise=float("inf"))
 Report = dict[str, Any]
 
 
-def analyze(path: Path, users: int, novelty_users: int) -> tuple[Report, dict[str, Any]]:
-    """The report of a dataset folder or features file, and what its picture needs beyond it.
+def analyze(path: Path, users: int) -> tuple[Report, dict[str, Ints]]:
+    """The report of a dataset folder or features file, and for its picture the novelty counts.
 
-    At most `users` users (0 = all), evenly spread over the folder's rows, tell the similarities and
-    `novelty_users` the novelty. A features file has no histories, so it gets the plain facts only.
-    Raises DataError if there are no features.
+    At most `users` users (0 = all), evenly spread over the folder's rows, tell the similarities;
+    the novelty is told by the users that tell it in a run. A features file has no histories, so it
+    gets the plain facts only. Raises DataError if there are no features.
     """
     dataset = open_dataset(path.resolve()) if path.is_dir() else None
     files = read_features(path)
@@ -47,28 +49,39 @@ def analyze(path: Path, users: int, novelty_users: int) -> tuple[Report, dict[st
         "norms": stored,
         "modalities": {name: facts(array) for name, array in arrays.items()},
     }
-    drawn: dict[str, Any] = {}
-    if dataset is None:
-        return report, drawn
-    report["histories"] = {"users": dataset.num_users, "part": "train"}
-    for key, count in (("similarity_users", users), ("novelty_users", novelty_users)):
-        report["histories"][key] = len(_spread(dataset.num_users, count))
+    return report, _add_histories(report, arrays, dataset, users) if dataset else {}
+
+
+def _add_histories(
+    report: Report, arrays: dict[str, Features], dataset: Dataset, users: int
+) -> dict[str, Ints]:
+    """Add to the report what the histories tell; returns the novelty counts of each array."""
+    everyone = np.arange(dataset.num_users)
+    share = sample_share(dataset.num_users)
+    report["histories"] = {
+        "users": dataset.num_users,
+        "part": "train",
+        "similarity_users": len(_spread(dataset.num_users, users)),
+        "novelty_users": len(sampled_rows(dataset, everyone, share)),
+    }
     histories = train_histories(dataset, users)
-    few = train_histories(dataset, novelty_users)
+    counts: dict[str, Ints] = {}
     for name, array in arrays.items():
-        entry = report["modalities"][name]
-        entry["preferences"], drawn[name] = _preferences(array, histories, few)
+        padded = np.vstack([np.zeros((1, array.shape[1]), dtype=np.float32), array])
+        counts[name] = count_novelty(dataset, padded, everyone, share, SETTINGS)
+        preferences = _similarities(array, histories) | {"novelty": _novelty(counts[name])}
         small = squeeze(array, SQUEEZED)
-        entry["squeezed"], drawn[f"{name}, squeezed"] = _preferences(small, histories, few)
-        entry["squeezed"] |= {"dim": small.shape[1], "method": "PCA without centring"}
-    return report, drawn
+        squeezed = {"dim": small.shape[1], "method": "PCA without centring"}
+        squeezed |= _similarities(small, histories)
+        report["modalities"][name] |= {"preferences": preferences, "squeezed": squeezed}
+    return counts
 
 
 def modalities(files: FeatureFiles) -> dict[str, Features]:
     """Arrays of rows of norm 1 or 0, with "combined" if there are two: both side by side."""
-    arrays = {kind: _normalised(array) for kind, array in sorted(files.arrays.items())}
+    arrays = {kind: unit_rows(array) for kind, array in sorted(files.arrays.items())}
     if len(arrays) > 1:
-        arrays["combined"] = _normalised(np.hstack(list(arrays.values())))
+        arrays["combined"] = side_by_side(arrays["visual"], arrays["text"])
     return arrays
 
 
@@ -112,7 +125,7 @@ def squeeze(features: Features, dim: int) -> Features:
         return features
     wide = features.astype(np.float64)
     _, directions = np.linalg.eigh(wide.T @ wide)  # ascending
-    return _normalised(wide @ directions[:, -dim:])
+    return unit_rows(wide @ directions[:, -dim:])
 
 
 def train_histories(dataset: Dataset, users: int) -> Histories:
@@ -126,31 +139,21 @@ def train_histories(dataset: Dataset, users: int) -> Histories:
     return Histories(indptr, items[train].astype(np.int64) - 1)
 
 
-def _preferences(
-    features: Features, histories: Histories, few: Histories
-) -> tuple[Report, npt.NDArray[Any]]:
-    """Similarity of what users chose, and the novelty that their memories would meet."""
-    padded = np.vstack([np.zeros((1, features.shape[1]), dtype=np.float32), features])
-    split = np.split((few.items + 1).astype(np.int32), few.indptr[1:-1])
-    values = novelties(padded, split, SETTINGS)
-    quantiles = np.quantile(values, QUANTILES) if len(values) else [0.0] * len(QUANTILES)
-    novelty = {
-        "threshold": threshold_of(values),
-        "measured": len(values),
-        "quantiles": {str(q): float(v) for q, v in zip(QUANTILES, quantiles, strict=True)},
+def _similarities(features: Features, histories: Histories) -> Report:
+    """Similarity of what users chose."""
+    return {name: lift.as_dict() for name, lift in lifts(features, histories).items()}
+
+
+def _novelty(counts: Ints) -> Report:
+    """The memory's threshold, and how the novelty that memories meet is spread."""
+    return {
+        "threshold": threshold_of(counts),
+        "measured": int(counts.sum()),
+        "quantiles": {str(q): threshold_of(counts, q) for q in QUANTILES},
     }
-    pairs: Mapping[str, Any] = lifts(features, histories)
-    return {**{name: lift.as_dict() for name, lift in pairs.items()}, "novelty": novelty}, values
 
 
 def _spread(total: int, wanted: int) -> npt.NDArray[np.int64]:
     """At most `wanted` places of `total`, evenly spread; 0 = all."""
     count = min(total, wanted) if wanted else total
     return np.arange(count, dtype=np.int64) * total // count
-
-
-def _normalised(rows: npt.NDArray[Any]) -> Features:
-    wide = rows.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit: Features = (wide / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return unit

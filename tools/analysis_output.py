@@ -11,12 +11,14 @@ from rich.table import Table
 
 from client_app.compile import publish, refuse_existing, temporary_sibling
 from shared_model.errors import DataError
+from shared_model.memory import BINS_PER_UNIT, Ints
 from tools.feature_output import disk_faults
 
 PAIRS = {"consecutive": "consecutive in a history", "within": "in one user's history"}
+BINS_A_BAR = 16  # of the novelty's histogram, in the picture
 
 
-def write_report(folder: Path, report: dict[str, Any], drawn: dict[str, Any]) -> None:
+def write_report(folder: Path, report: dict[str, Any], drawn: dict[str, Ints]) -> None:
     """Write report.json and report.png into the new folder, in one step. Raises DataError."""
     refuse_existing(folder)
     temporary = temporary_sibling(folder)
@@ -44,7 +46,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     )
 
 
-def draw(path: Path, report: dict[str, Any], drawn: dict[str, Any]) -> None:
+def draw(path: Path, report: dict[str, Any], drawn: dict[str, Ints]) -> None:
     """Bars of the similarities with their intervals, and the novelty with its threshold."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -92,9 +94,10 @@ def _preferences_table(report: dict[str, Any]) -> Table:
         table.add_column(column, justify="right" if column not in ("", "pairs") else "left")
     for name, entry in report["modalities"].items():
         for label, part in ((name, entry["preferences"]), (f"{name}, 128", entry["squeezed"])):
-            for place, (key, pairs) in enumerate(PAIRS.items()):
-                threshold = f"{part['novelty']['threshold']:.4f}" if place == 0 else ""
-                table.add_row(label if place == 0 else "", pairs, *_cells(part[key]), threshold)
+            threshold = f"{part['novelty']['threshold']:.4f}" if "novelty" in part else ""
+            for key, pairs in PAIRS.items():
+                table.add_row(label, pairs, *_cells(part[key]), threshold)
+                label = threshold = ""
     return table
 
 
@@ -126,13 +129,16 @@ def _draw_similarity(axes: Any, report: dict[str, Any]) -> None:
     axes.legend()
 
 
-def _draw_novelty(axes: Any, report: dict[str, Any], drawn: dict[str, Any]) -> None:
+def _draw_novelty(axes: Any, report: dict[str, Any], drawn: dict[str, Ints]) -> None:
     for name, entry in report["modalities"].items():
         threshold = entry["preferences"]["novelty"]["threshold"]
         label = f"{name}, threshold {threshold:.3f}"
-        line = axes.hist(drawn[name], bins=60, density=True, histtype="step", label=label)
-        axes.axvline(threshold, color=line[2][0].get_edgecolor(), linestyle="--", linewidth=0.9)
+        bars = np.trim_zeros(drawn[name].reshape(-1, BINS_A_BAR).sum(axis=1), "b")
+        density = bars / max(1, bars.sum()) * BINS_PER_UNIT / BINS_A_BAR
+        edges = np.arange(len(bars) + 1) * BINS_A_BAR / BINS_PER_UNIT
+        line = axes.stairs(density, edges, label=label)
+        axes.axvline(threshold, color=line.get_edgecolor(), linestyle="--", linewidth=0.9)
     axes.set_xlabel("novelty: 1 - cosine to the nearest slot")
     axes.set_ylabel("density")
     axes.set_title("What a memory meets")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper right")

@@ -108,9 +108,6 @@ def analyze(
     users: Annotated[
         int, typer.Option(min=0, help="Users that tell the similarities; 0 = all.")
     ] = 2000,
-    novelty_users: Annotated[
-        int, typer.Option(min=0, help="Users that tell the novelty; 0 = all.")
-    ] = 300,
 ) -> None:
     """Say whether features are there, are sound, and tell what users choose."""
     from rich.console import Console
@@ -121,7 +118,7 @@ def analyze(
 
     if output is not None:
         refuse_existing(output)
-    report, drawn = measure(source, users, novelty_users)
+    report, drawn = measure(source, users)
     show(report, Console(width=None if sys.stdout.isatty() else 140))
     if output is not None:
         write_report(output, report, drawn)

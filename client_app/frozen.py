@@ -1,0 +1,55 @@
+"""The frozen groups that a node holds on its disk, by content hash.
+
+A stage's frozen groups reach a node once (invariant 5): they lie below ``home``, since in a real
+deployment every message is a new process. What is missing, cut or changed there counts as lost, and
+the node asks for it again.
+"""
+
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from shared_model.errors import NodeError
+from shared_model.fingerprint import arrays_sha256
+from shared_model.model import Arrays
+
+
+def read_frozen(home: Path, sha256: str) -> Arrays | None:
+    """The arrays with that content hash, or ``None`` if this node does not hold them."""
+    path = _path(home, sha256)
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    return arrays if arrays_sha256(arrays) == sha256 else None
+
+
+def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:
+    """Write arrays that the server sent. ``NodeError`` if they are others, or cannot be written."""
+    if arrays_sha256(arrays) != sha256:
+        raise NodeError(
+            "the frozen groups are not those of the plan",
+            expected=f"sha256 {sha256[:12]}",
+            got=arrays_sha256(arrays)[:12],
+            todo="submit the same run again: it resumes",
+        )
+    path = _path(home, sha256)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(save(arrays))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise NodeError(
+            "cannot keep the frozen groups",
+            where=str(path),
+            got=str(error),
+            todo="free disk space, or choose a writable 'home'",
+        ) from error
+
+
+def _path(home: Path, sha256: str) -> Path:
+    return home / "frozen" / f"{sha256}.safetensors"

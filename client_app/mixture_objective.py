@@ -1,0 +1,223 @@
+"""What Stages 2 and 3 train: sampled next-item loss, alignment of content, balance of the router.
+
+Letters: B users of a batch, T input positions, P of them trained, C sampled negatives, N = P + C
+candidates of a user, L items of its memory bank, I items, D hidden size.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from client_app.cases import membership
+from client_app.data import Dataset, Ints, Rows, pad_batch
+from client_app.objective import Batch, Losses, aggregation_weights
+from client_app.recall import Recall, own_banks
+from shared_model.dropout import Dropout
+from shared_model.memory import EMPTY, Memory
+from shared_model.mixture import Candidates, Memories, Scores, mask_repeated_targets
+from shared_model.model import Arrays, Recommender
+from shared_model.plan import MEMORY_LOGS, MixturePlan, RoundPlan
+from shared_model.router import entropy, load_balance
+from shared_model.sasrec import PAD
+from shared_model.seeds import mix, stable_hash, uniform
+
+_ODD = np.uint64(0xD1342543DE82EF95)
+
+
+class MixtureObjective:
+    """Stages 2 and 3. Whatever is sampled is a hash of user, stage and round (invariant 1)."""
+
+    def __init__(
+        self,
+        model: Recommender,
+        dataset: Dataset,
+        plan: RoundPlan,
+        mixing: MixturePlan,
+        recall: Recall,
+    ) -> None:
+        self.model, self.dataset, self.plan, self.mixing = model, dataset, plan, mixing
+        self.recall, self.content = recall, recall.content
+        self.mixture = model.mix()
+        self.settings = recall.settings(mixing)
+        self.device = model.item_embedding.weight.device
+        self.rate = plan.dropout if "backbone" in model.stage.trained else 0.0
+        self.as_cold = torch.from_numpy(self._dropped_ids()).to(self.device)
+
+    def batch(self, rows: Rows) -> Batch:
+        """Inputs, sampled targets and negatives, and what the memory holds at each target."""
+        inputs, targets = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
+        columns, real = self._trained_positions(rows, targets)
+        lengths = self.dataset.lengths(rows) - 2
+        places = (lengths - targets.shape[1])[:, None] + columns  # of the targets in the history
+        positions = [own[holds] for own, holds in zip(places, real, strict=True)]
+        memories = self.recall.memories(self.model, rows, positions, self.settings)
+        bank = own_banks(memories)
+        negatives, met, kinds = self._negatives(rows)
+        chosen = np.where(real, np.take_along_axis(targets, columns, 1), PAD)
+        arrays = {
+            "inputs": inputs,
+            "columns": columns,
+            "real": real,
+            "candidates": np.concatenate([chosen, negatives], 1),
+            "met": met,
+            "kinds": kinds,
+            "memory": _memory_counts(memories, self.settings.short_term),
+        }
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors |= {"bank": bank.items, "held": bank.held}
+        weights = aggregation_weights(
+            torch.from_numpy((targets != PAD).sum(1)), self.plan.weighting
+        )
+        return Batch(
+            self.dataset.user_keys[rows],
+            weights.to(self.device),
+            int(real.sum()),
+            {name: tensor.to(self.device) for name, tensor in tensors.items()},
+        )
+
+    def weighted(self, batch: Batch, keys: Tensor) -> Losses:
+        """The weighted sum of the users' losses, in the model itself."""
+        losses = self.of_users(dict(self.model.named_parameters()), batch.tensors, keys)
+        return Losses((losses.total * batch.weights).sum(), losses.nats, losses.logs)
+
+    def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
+        """Means over each user's trained positions of the next-item and alignment losses.
+
+        In Stage 3 the router's load-balance loss comes on top.
+        """
+        plan, real = self.mixing, tensors["real"]
+        ids, result = self._scores(arrays, tensors, Dropout(self.rate, keys))
+        next_item = _next_item_loss(result.scores, tensors)  # [B, P]
+        alignment = _alignment_loss(result.content, ids, tensors, plan.temperature)
+        weighted = alignment * (1 + plan.surprise_weight * next_item.detach())
+        balance = load_balance(result.weights)  # [B]
+        total = _mean(next_item, real) + plan.alignment_weight * _mean(weighted, real)
+        if "router" in self.model.stage.trained:
+            total = total + plan.balance_weight * balance
+        logs = {
+            "alignment": _mean(alignment, real),
+            "load_balance": balance,
+            "router_visual": result.weights[..., 0].mean(-1),
+            "router_text": result.weights[..., 1].mean(-1),
+            "router_entropy": entropy(result.weights),
+            **dict(zip(MEMORY_LOGS, tensors["memory"].unbind(-1), strict=True)),
+        }
+        detached = {name: value.detach() for name, value in logs.items()}
+        return Losses(total, (next_item * real).sum(1).detach(), detached)
+
+    def _scores(self, arrays: Arrays, tensors: Arrays, masks: Dropout) -> tuple[Tensor, Scores]:
+        """ID embeddings of the candidates [B, N, D], and what the mixture says about them."""
+        hidden = functional_call(self.model, arrays, (tensors["inputs"], masks))  # [B, T, D]
+        columns = tensors["columns"][..., None].expand(-1, -1, hidden.shape[-1])
+        candidates, bank = tensors["candidates"], tensors["bank"]
+        visual, text = self.content.visual, self.content.text
+        ids = arrays["item_embedding.weight"][candidates]
+        items = Candidates(ids, visual[candidates], text[candidates], self.as_cold[candidates])
+        memories = Memories(visual[bank], text[bank], tensors["held"])
+        own = {n.removeprefix("mixture."): a for n, a in arrays.items() if n.startswith("mixture.")}
+        sequence = hidden.gather(1, columns)
+        return ids, functional_call(self.mixture, own, (sequence, items, memories))
+
+    def _trained_positions(self, rows: Rows, targets: Ints) -> tuple[Ints, np.ndarray]:
+        """Columns of the targets [B, T] that are trained: int64 [B, P]; and which are real."""
+        valid = targets != PAD
+        places = (
+            self.dataset.lengths(rows)[:, None] - targets.shape[1] + np.arange(targets.shape[1])
+        )
+        names = self.dataset.user_keys[rows][:, None] ^ (places.astype(np.uint64) * _ODD)
+        draws = np.where(valid, uniform(self._hash("targets"), names), 2.0)
+        count = min(self.mixing.targets, int(valid.sum(1).max()))
+        columns = np.argsort(draws, axis=1, kind="stable")[:, :count]
+        return columns, np.take_along_axis(valid, columns, 1)
+
+    def _negatives(self, rows: Rows) -> tuple[Ints, np.ndarray, np.ndarray]:
+        """Warm items drawn for each user: int64 [B, C]; which of them it was trained on, and so are
+        no negatives: bool [B, C]; and how many items there are of both kinds: float32 [B, 2]."""
+        warm = np.flatnonzero(~self.dataset.cold)[1:]  # without PAD
+        names = np.arange(self.mixing.negatives, dtype=np.uint64) * _ODD
+        keys = self.dataset.user_keys[rows]
+        drawn = warm[mix(self._hash("negatives"), keys[:, None] ^ names) % np.uint64(len(warm))]
+        positives = membership(self.dataset, rows, self.dataset.lengths(rows) - 2)
+        count = positives.sum(1)
+        kinds = np.stack([len(warm) - count, count], 1).astype(np.float32)
+        return drawn, np.take_along_axis(positives, drawn, 1), kinds
+
+    def _dropped_ids(self) -> np.ndarray:
+        """Items that content scores this round: the cold ones, and a share of the others that have
+        content (design section 3, "Score"). [I+1] bool."""
+        names = np.arange(self.dataset.num_items + 1, dtype=np.uint64)
+        dropped = uniform(self._hash("id-dropout"), names) < self.mixing.id_dropout
+        has_content = self.content.combined.any(1)
+        as_cold: np.ndarray = self.dataset.cold | (dropped & has_content)
+        return as_cold
+
+    def _hash(self, what: str) -> int:
+        return stable_hash(self.plan.seed, what, self.plan.stage, self.plan.round)
+
+
+def _next_item_loss(scores: Tensor, tensors: Arrays) -> Tensor:
+    """Cross-entropy of each target among the user's candidates, in nats. [B, P].
+
+    ``scores`` [B, P, P + C]. The sampled negatives stand for all items that the user was not
+    trained on, and the batch's own targets, in turn, for all that it was (as Jean et al., ACL 2015,
+    section 3, correct a sample). So this estimates the full softmax, and what Stage 1 learned, such
+    as that what was watched is rarely watched again, stays a solution.
+    """
+    met, real = tensors["met"], tensors["real"]
+    positions = real.shape[-1]
+    among = _among_targets(scores, tensors)
+    drawn = torch.stack([(~met).sum(-1), real.sum(-1) - 1], -1).clamp(min=1)  # [B, 2]
+    stands_for = ((tensors["kinds"] - tensors["kinds"].new_tensor([0, 1])) / drawn).clamp(min=1)
+    shift = stands_for.log()[:, None, :, None]  # [B, 1, 2, 1]
+    itself = torch.eye(positions, dtype=torch.bool, device=scores.device)
+    own = among.diagonal(dim1=-2, dim2=-1)  # [B, P]
+    others = scores[..., positions:].masked_fill(met[:, None], -torch.inf) + shift[:, :, 0]
+    among = torch.where(itself, among, among + shift[:, :, 1])
+    return torch.cat([among, others], -1).logsumexp(-1) - own
+
+
+def _among_targets(scores: Tensor, tensors: Arrays) -> Tensor:
+    """Scores of the batch's own targets only [B, P, P]: repeated and absent ones are masked."""
+    real = tensors["real"]
+    positions = real.shape[-1]
+    targets = tensors["candidates"][..., :positions]
+    absent = ~real[..., None, :] & real[..., :, None]  # as wide as the batch, not as the user
+    among = mask_repeated_targets(scores[..., :positions], targets)
+    return among.masked_fill(absent, -torch.inf)
+
+
+def _alignment_loss(content: Tensor, ids: Tensor, tensors: Arrays, temperature: float) -> Tensor:
+    """Contrast of each target's content with the candidates' ID embeddings (InfoNCE, van den Oord
+    et al., 2018; cosines). ``content`` and ``ids`` [B, N, D] -> [B, P]; 0 without content.
+    """
+    met, positions = tensors["met"], tensors["real"].shape[-1]
+    query = functional.normalize(content[..., :positions, :], dim=-1)
+    cosines = query @ functional.normalize(ids, dim=-1).mT / temperature  # [B, P, N]
+    among = _among_targets(cosines, tensors)
+    others = cosines[..., positions:].masked_fill(met[:, None], -torch.inf)
+    own = among.diagonal(dim1=-2, dim2=-1)
+    loss = torch.cat([among, others], -1).logsumexp(-1) - own
+    return loss * (query != 0).any(-1)
+
+
+def _mean(values: Tensor, real: Tensor) -> Tensor:
+    """Mean over each user's real positions: [B, P] -> [B]."""
+    return (values * real).sum(-1) / real.sum(-1)
+
+
+def _memory_counts(memories: list[Memory], short_term: int) -> np.ndarray:
+    """What ``MEMORY_LOGS`` names, of each user: float32 [B, 4]."""
+    return np.array(
+        [
+            [
+                memory.candidates,
+                memory.writes,
+                (memory.slots[:, :short_term] != EMPTY).sum(1).max(),
+                (memory.slots[:, short_term:] != EMPTY).sum(1).max(),
+            ]
+            for memory in memories
+        ],
+        dtype=np.float32,
+    )
