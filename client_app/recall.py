@@ -13,7 +13,7 @@ from torch import Tensor
 from client_app.content import Content
 from client_app.data import Dataset, Ints, Rows
 from client_app.surprise import surprises
-from shared_model.memory import EMPTY, Floats, Memory, MemorySettings, memory_slots
+from shared_model.memory import EMPTY, Floats, Memory, MemorySettings, remember
 from shared_model.mixture import Memories
 from shared_model.model import Recommender
 from shared_model.plan import MixturePlan
@@ -72,12 +72,8 @@ class Recall:
         """Each user's memory just before each of its ``positions`` [P], counted from 0."""
         counts = np.array([int(p.max(initial=0)) for p in positions], dtype=np.int64)
         known = self._surprises(model, rows, counts, settings)
-        return [
-            memory_slots(items, self.content.combined[items], surprise, places, settings)
-            for items, surprise, places in zip(
-                self._histories(rows, counts), known, positions, strict=True
-            )
-        ]
+        histories = self._histories(rows, counts)
+        return remember(histories, self.content.combined, known, positions, settings)
 
     def _histories(self, rows: Rows, counts: Ints) -> list[np.ndarray]:
         starts = self.dataset.indptr[rows]

@@ -37,7 +37,7 @@ def check_update(update: LocalUpdate, arrays: Arrays, users: int, interactions: 
             )
     if not math.isfinite(update.loss):
         raise NodeError("unusable loss", expected="a finite number", got=str(update.loss))
-    expected = set(MIXTURE_LOGS if "mixture.gate" in arrays else ())
+    expected = set(MIXTURE_LOGS if "mixture.gate" in arrays and update.participants else ())
     if set(update.logs) != expected or not all(map(math.isfinite, update.logs.values())):
         raise NodeError("unusable logs", expected="a finite number each", got=str(update.logs))
     broken = [name for name, value in update.arrays.items() if not torch.isfinite(value).all()]

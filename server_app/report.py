@@ -20,7 +20,7 @@ def say(line: str) -> None:
 
 
 def round_line(stage: int, num_rounds: int, entry: Record) -> str:
-    """Round, participants, loss, validation, seconds and bytes of one round."""
+    """Round, participants, loss, validation, gate, router, seconds and bytes of one round."""
     loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
     parts = [
         f"stage {stage} round {entry['round']:>{len(str(num_rounds))}}/{num_rounds}",
@@ -30,6 +30,10 @@ def round_line(stage: int, num_rounds: int, entry: Record) -> str:
     if "valid" in entry:
         best = entry["valid"]["all"]["uniform-100"]
         parts.append(f"valid HR@10 {best['hr@10']:.4f} NDCG@10 {best['ndcg@10']:.4f}")
+    if "gate" in entry:
+        router = entry["router"]
+        parts.append(f"gate {entry['gate']:.3f}")
+        parts.append(f"visual {router['visual']:.2f} text {router['text']:.2f}")
     traffic = f"{_size(entry['bytes_down'])} down {_size(entry['bytes_up'])} up"
     parts += [f"{entry['seconds']:.1f} s", traffic]
     if entry["dropped"]:

@@ -6,37 +6,25 @@ merged into a long-term slot that is nearly the same, written, or forgotten. So 
 hold one interaction twice (an item that comes back may stand in both), and the memory at position t
 is a function of the interactions before t alone.
 
-Letters: L interactions, F feature size, P positions, K slots of both tiers, M long-term slots.
+Letters: L interactions, F feature size, P positions, K slots of both tiers.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Items = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
+from shared_model.cosines import Floats as Floats
+from shared_model.cosines import Ints as Ints
+from shared_model.cosines import Items as Items
+from shared_model.long_term import Lives, simulate
+from shared_model.long_term import MemorySettings as MemorySettings
 
 EMPTY = 0  # no item in this slot
-BLOCK = 64  # interactions compared at once: a matrix product costs less than as many vectors
-GRID = 2.0**11  # features are rounded to multiples of 1 / GRID
 NOVELTY_BINS = 2048  # of a novelty, 1 - cosine, over [0, 2]
 BINS_PER_UNIT = NOVELTY_BINS // 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemorySettings:
-    """When something is remembered, and for how long."""
-
-    short_term: int = 50  # interactions
-    long_term: int = 200  # slots
-    novelty: float  # 1 - cosine to the nearest slot from which an interaction is written
-    surprise: float  # nats from which it is written even if it is not novel
-    duplicate: float = 0.98  # cosine to the nearest slot from which it is merged instead
-    recency: float = 200.0  # interactions after which the recency term is down to 1 / e
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,31 +38,45 @@ class Memory:
     evictions: int
 
 
-def memory_slots(
-    items: Items, features: Floats, surprise: Floats, positions: Ints, settings: MemorySettings
-) -> Memory:
-    """The memory just before each position, 0 to L: it holds interactions before it only.
+def remember(
+    histories: Sequence[Items],
+    features: Floats,
+    surprise: Sequence[Floats],
+    positions: Sequence[Ints],
+    settings: MemorySettings,
+) -> list[Memory]:
+    """Each user's memory just before each position, 0 to L: it holds interactions before it only.
 
-    ``items`` [L] in time order, ``features`` [L, F] their content, of length 1 or all zero
-    (nothing known: such an item is like itself and like no other), ``surprise`` [L] the incoming
-    model's loss on each interaction in nats, ``positions`` [P] in any order.
+    ``histories`` [L] in time order and ``surprise`` [L], the incoming model's loss on each
+    interaction in nats, and ``positions`` [P] in any order, for each user; ``features`` [I + 1, F]
+    of the whole catalogue, of length 1 or all zero (nothing known: such an item is like itself and
+    like no other). The more users at once the faster.
     """
-    left = np.maximum(positions - settings.short_term, 0)  # [P] how many were decided upon
-    end = int(left.max(initial=0)) if settings.long_term else 0
-    memory = LongTermMemory(items[:end], features[:end], surprise[:end], settings)
-    long_term = np.full((len(positions), settings.long_term), EMPTY, dtype=np.int64)
-    for row in np.argsort(left, kind="stable"):
-        while memory.candidates < min(left[row], end):
-            memory.decide()
-        long_term[row, : memory.size] = memory.items_held()
-    recent = _short_term(items, positions, settings.short_term)
-    return Memory(
-        np.hstack([recent, long_term]),
-        memory.candidates,
-        memory.writes,
-        memory.merges,
-        memory.evictions,
+    ends = [_left(places, settings).max(initial=0) for places in positions]
+    lives = simulate(
+        [items[:end] for items, end in zip(histories, ends, strict=True)],
+        features,
+        [nats[:end] >= settings.surprise for nats, end in zip(surprise, ends, strict=True)],
+        settings,
     )
+    return [
+        _memory(items, life, places, settings)
+        for items, life, places in zip(histories, lives, positions, strict=True)
+    ]
+
+
+def _left(positions: Ints, settings: MemorySettings) -> Ints:
+    """How many interactions were decided upon before each position. [P]."""
+    left: Ints = np.maximum(positions - settings.short_term, 0)
+    return left if settings.long_term else np.zeros_like(left)
+
+
+def _memory(items: Items, life: Lives, positions: Ints, settings: MemorySettings) -> Memory:
+    """One user's memory: the end of its history, and what its long-term memory holds."""
+    recent = _short_term(items, positions, settings.short_term)
+    long_term = life.held(_left(positions, settings), settings.long_term)
+    slots = np.hstack([recent, long_term])
+    return Memory(slots, len(life.items), life.writes, life.merges, life.evictions)
 
 
 def _short_term(items: Items, positions: Ints, size: int) -> Ints:
@@ -82,111 +84,6 @@ def _short_term(items: Items, positions: Ints, size: int) -> Ints:
     padded = np.concatenate([[EMPTY], items]).astype(np.int64)
     recent: Ints = padded[np.maximum(positions[:, None] - np.arange(size), 0)]
     return recent
-
-
-class LongTermMemory:
-    """The long-term memory of one user as its interactions leave the short-term memory.
-
-    Slots stand in the order of their last refresh, oldest first, so that "the first of the best"
-    breaks every tie by age. The tie is a real one: recency vanishes beside the log of the frequency
-    once a slot is old enough.
-    """
-
-    def __init__(
-        self, items: Items, features: Floats, surprise: Floats, settings: MemorySettings
-    ) -> None:
-        self.items, self.surprise, self.settings = items, surprise, settings
-        self.content = np.rint(features * np.float32(GRID))
-        self.slots = np.zeros((4, settings.long_term), dtype=np.int64)
-        # of each slot: its interaction, how many it stands for, when it was last refreshed, and
-        # its column in the block of similarities
-        self.place, self.frequency, self.refreshed, self.column = self.slots
-        self.block = np.zeros((0, 0), dtype=np.float32)  # [BLOCK, slots at its start + BLOCK]
-        self.block_row = 0
-        self.size = self.candidates = self.writes = self.merges = self.evictions = 0
-
-    def items_held(self) -> Items:
-        """The items in the slots, last refreshed first. [size]."""
-        held: Items = self.items[self.place[: self.size][::-1]]
-        return held
-
-    def decide(self) -> float:
-        """Merge, write or forget the next interaction; returns its novelty.
-
-        A near-duplicate is merged however surprising it is: the memory already holds it.
-        """
-        place, settings = self.candidates, self.settings
-        similarity, nearest = self._nearest()
-        novelty = 1 - similarity
-        if similarity >= settings.duplicate:
-            slot = self._take(nearest)
-            self._append(slot[0], slot[1] + 1, place, slot[3])
-            self.merges += 1
-        elif novelty >= settings.novelty or self.surprise[place] >= settings.surprise:
-            if self.size == settings.long_term:
-                self._take(self._least_useful())
-                self.evictions += 1
-            column = self.block.shape[1] - len(self.block) + self.block_row
-            self._append(place, 1, place, column)
-            self.writes += 1
-        self.candidates += 1
-        self.block_row += 1
-        return novelty
-
-    def _nearest(self) -> tuple[float, int]:
-        """Similarity of the next interaction to the slot most like it, and that slot.
-
-        The first interaction finds no slot: -1, the least that a cosine can be.
-        """
-        if self.block_row == len(self.block):
-            self._compare_block()
-        if not self.size:
-            return -1.0, 0
-        similarity = self.block[self.block_row, self.column[: self.size]]
-        nearest = int(similarity.argmax())
-        return float(similarity[nearest]), nearest
-
-    def _compare_block(self) -> None:
-        """Compare the next interactions with the slots and with each other.
-
-        No other similarity can be asked for before the block ends, so that work and memory grow
-        with L and not with its square.
-        """
-        coming = np.arange(self.candidates, min(self.candidates + BLOCK, len(self.items)))
-        others = np.concatenate([self.place[: self.size], coming])
-        self.column[: self.size] = np.arange(self.size)
-        self.block = similarities(self.items, self.content, coming, others)
-        self.block_row = 0
-
-    def _least_useful(self) -> int:
-        """The slot with the lowest utility: log(1 + frequency) + exp(-age / recency)."""
-        age = self.candidates - self.refreshed
-        return int((np.log1p(self.frequency) + np.exp(-age / self.settings.recency)).argmin())
-
-    def _take(self, slot: int) -> list[int]:
-        """Take a slot out; the newer ones move up."""
-        taken: list[int] = self.slots[:, slot].tolist()
-        self.slots[:, slot : self.size - 1] = self.slots[:, slot + 1 : self.size]
-        self.size -= 1
-        return taken
-
-    def _append(self, *slot: int) -> None:
-        """Add a slot as the newest: place, frequency, refreshed, column."""
-        self.slots[:, self.size] = slot
-        self.size += 1
-
-
-def similarities(items: Items, content: Floats, rows: Ints, columns: Ints) -> Floats:
-    """Cosines between two lists of places; an item and itself have 1, features or not.
-
-    ``content`` [L, F] holds whole numbers, features times GRID, so every partial sum is a whole
-    number below 2^24 and exact in float32: the result is the same to the bit on any machine, in
-    any order and block. Otherwise a threshold could fall either way. A cosine is off by about
-    2e-4. [rows, columns].
-    """
-    cosines: Floats = content[rows] @ content[columns].T / np.float32(GRID**2)
-    cosines[items[rows][:, None] == items[columns]] = 1
-    return cosines
 
 
 def novelties(
@@ -199,13 +96,12 @@ def novelties(
     do not count: novelty decides nothing about them. Nor does it where there are no slots.
     """
     everything = replace(settings, novelty=-np.inf)
-    known = np.abs(features).max(axis=1) > 0
+    whole = list(histories) if settings.long_term else []
+    calm = [np.zeros(len(items), dtype=bool) for items in whole]
+    lives = simulate(whole, features, calm, everything)
     found = [np.zeros(0)]
-    for items in histories if settings.long_term else ():
-        calm = np.zeros(len(items), dtype=np.float32)
-        memory = LongTermMemory(items, features[items], calm, everything)
-        met = np.array([memory.decide() for _ in items])
-        found.append(met[1:][known[items[1:]]])
+    for items, life in zip(whole, lives, strict=True):
+        found.append(life.novelty[1:][features[items[1:]].any(axis=1)])
     met = np.concatenate(found)
     return np.sort(met[met > 1 - settings.duplicate])
 

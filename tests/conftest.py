@@ -103,10 +103,11 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture
 def run(tmp_path: Path, small_dataset: Dataset) -> Any:
-    """Runs the app in process on the small dataset, under a home of its own."""
+    """Runs Stage 1 in process on the small dataset, under a home of its own."""
 
     def go(nodes: int = 1, **overrides: Any) -> dict[str, Any]:
-        settings = {"home": str(tmp_path / "home"), "dataset": str(small_dataset.folder)}
+        settings: dict[str, Any] = {"home": str(tmp_path / "home"), "stage": 1}
+        settings["dataset"] = str(small_dataset.folder)
         return run_in_process(nodes, **(settings | SMALL | overrides))
 
     return go

@@ -13,6 +13,7 @@ import pytest
 from client_app.data import Dataset
 
 SETTINGS = [
+    "stage=1",
     "num-rounds=30",
     "evaluate-every=3",
     "fraction-train=0.6",

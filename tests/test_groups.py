@@ -14,7 +14,8 @@ from client_app.groups import COLD_GROUPS, WARM_GROUPS, popularity_buckets
 from server_app.report import TABLE_GROUPS, closing_table
 from shared_model.errors import DataError
 from shared_model.metrics import merge
-from tests.test_evaluate_groups import FEW_COLD, HISTORIES, MANY_COLD, evaluated, write
+from tests.naive_evaluation import FEW_COLD, HISTORIES, MANY_COLD, write
+from tests.test_evaluate_groups import evaluated
 
 
 def test_popularity_buckets_are_thirds_and_equals_share_one() -> None:
@@ -59,7 +60,7 @@ def test_a_bad_popularity_bucket_is_refused(tmp_path: Path) -> None:
 def test_the_closing_table_shows_groups_and_leaves_buckets_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert TABLE_GROUPS == WARM_GROUPS + COLD_GROUPS
+    assert (*WARM_GROUPS, "as-cold", *COLD_GROUPS) == TABLE_GROUPS
     dataset = write(tmp_path / "data", HISTORIES, MANY_COLD)
     reports = {
         s: merge([evaluated(dataset, np.arange(30), s).sums]).report() for s in ("valid", "test")
@@ -71,4 +72,5 @@ def test_the_closing_table_shows_groups_and_leaves_buckets_out(
     rows = [line.split("│")[4:6] for line in said.splitlines() if "complete" in line]
     found = [(split.strip(), group.strip()) for split, group in rows]
     test_rows = [("test", group) for group in TABLE_GROUPS]
-    assert found == [("valid", "all"), ("valid", "all-with-cold"), *test_rows]
+    valid_rows = [("valid", group) for group in (*WARM_GROUPS, "as-cold")]
+    assert found == valid_rows + test_rows

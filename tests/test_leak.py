@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from client_app.cases import NUM_NEGATIVES, make_cases, protocol_ranks, warm_candidates
 from client_app.data import Dataset, open_dataset
-from client_app.train import NONE, _batches
+from client_app.objective import NONE, BackboneObjective, batches
 from shared_model.metrics import MetricSums
 from shared_model.model import ModelShape, build
 from shared_model.plan import RoundPlan
@@ -24,28 +24,32 @@ PLAN = RoundPlan(1, 1, 0, 1.0, 1, 1.0, "targets", 0.0, "", "")
 CHANCE = 10 / (NUM_NEGATIVES + 1)
 
 
+def backbone_objective(dataset: Dataset, plan: RoundPlan) -> BackboneObjective:
+    return BackboneObjective(build(ModelShape(dataset.num_items, 4, 1, 1, 200), 0), dataset, plan)
+
+
 def probe_logits(dataset: Dataset, spare_held_out: bool) -> torch.Tensor:
     """Logits [U, I+1] of the probe, trained user by user on the app's own training batches."""
     generator = torch.Generator().manual_seed(0)
     logits = 0.01 * torch.randn(dataset.num_users, dataset.num_items + 1, generator=generator)
-    model = build(ModelShape(dataset.num_items, 4, 1, 1, 200), 0)
+    objective = backbone_objective(dataset, PLAN)
     row_of = {key: row for row, key in enumerate(dataset.user_keys.tolist())}
-    for batch in _batches(model, dataset, np.arange(dataset.num_users), PLAN, 16):
-        for key, places in zip(batch.keys.tolist(), batch.targets, strict=True):
+    for batch in batches(objective, dataset, np.arange(dataset.num_users), PLAN, 16):
+        for key, places in zip(batch.keys.tolist(), batch.tensors["targets"], strict=True):
             row = row_of[key]
-            own = logits[row, batch.classes].clone().requires_grad_()
+            own = logits[row, objective.classes].clone().requires_grad_()
             positives = places[places != NONE]
             spared = torch.zeros(len(own), dtype=torch.bool)
             if spare_held_out:
                 held_out = dataset.items[dataset.indptr[row + 1] - 2 : dataset.indptr[row + 1]]
-                spared = torch.isin(batch.classes, torch.from_numpy(held_out.astype(np.int64)))
+                spared = torch.isin(objective.classes, torch.from_numpy(held_out.astype(np.int64)))
             optimizer = torch.optim.SGD([own], lr=5.0)
             for _ in range(20):
                 repeated = own.masked_fill(spared, -1e9).expand(len(positives), -1)
                 optimizer.zero_grad()
                 functional.cross_entropy(repeated, positives).backward()
                 optimizer.step()
-            logits[row, batch.classes] = own.detach()
+            logits[row, objective.classes] = own.detach()
     return logits
 
 
@@ -70,17 +74,17 @@ def test_the_same_probe_sees_a_leaky_sampler(demo_folder: Path) -> None:
 
 def test_batches_hold_train_items_only(demo_folder: Path) -> None:
     dataset = open_dataset(demo_folder)
-    model = build(ModelShape(dataset.num_items, 4, 1, 1, 200), 0)
+    objective = backbone_objective(dataset, PLAN)
     row_of = {key: row for row, key in enumerate(dataset.user_keys.tolist())}
     seen = 0
-    for batch in _batches(model, dataset, np.arange(dataset.num_users), PLAN, 16):
+    for batch in batches(objective, dataset, np.arange(dataset.num_users), PLAN, 16):
         for key, inputs, places in zip(
-            batch.keys.tolist(), batch.inputs, batch.targets, strict=True
+            batch.keys.tolist(), batch.tensors["inputs"], batch.tensors["targets"], strict=True
         ):
             row = row_of[key]
             train = dataset.items[dataset.indptr[row] : dataset.indptr[row + 1] - 2].tolist()
             assert inputs[inputs > 0].tolist() == train[:-1]
-            assert batch.classes[places[places != NONE]].tolist() == train[1:]
+            assert objective.classes[places[places != NONE]].tolist() == train[1:]
             seen += 1
     assert seen == dataset.num_users
 
@@ -88,9 +92,7 @@ def test_batches_hold_train_items_only(demo_folder: Path) -> None:
 def test_fraction_decides_who_trains(demo_folder: Path) -> None:
     dataset = open_dataset(demo_folder)
     plan = dataclasses.replace(PLAN, fraction=0.3, seed=4)
-    model = build(ModelShape(dataset.num_items, 4, 1, 1, 200), 0)
-    trained = np.concatenate(
-        [b.keys for b in _batches(model, dataset, np.arange(dataset.num_users), plan, 16)]
-    )
+    objective, everyone = backbone_objective(dataset, plan), np.arange(dataset.num_users)
+    trained = np.concatenate([b.keys for b in batches(objective, dataset, everyone, plan, 16)])
     expected = dataset.user_keys[plan.takes_part(dataset.user_keys)]
     assert sorted(trained) == sorted(expected)

@@ -8,8 +8,8 @@ import pytest
 
 from server_app.manifest import open_manifest
 from server_app.rounds import StageRun
-from shared_model.errors import FedDMMRError, ManifestError
-from shared_model.stages import Stage, stage_of
+from shared_model.errors import ConfigError, ManifestError
+from shared_model.stages import stage_of
 from tests.conftest import CutError, MakeDataset, checkpoint
 
 
@@ -85,9 +85,15 @@ def test_another_dataset_under_the_same_name_is_refused(
     assert path.read_bytes() == before
 
 
-def test_stages_that_do_not_exist_yet_are_refused(run: Any, tmp_path: Path) -> None:
-    with pytest.raises(FedDMMRError, match="no such stage"):
-        run(1, stage=3)
+@pytest.mark.parametrize(
+    ("stage", "message"), [(4, "key 'stage'"), (3, "stage 3 needs features"), (0, "stage 2 needs")]
+)
+def test_stages_that_cannot_run_are_refused(
+    run: Any, tmp_path: Path, stage: int, message: str
+) -> None:
+    """There is no stage 4, and the dataset has no features: nothing is trained or written."""
+    with pytest.raises(ConfigError, match=message):
+        run(1, stage=stage)
     assert not (tmp_path / "home").exists()
 
 
@@ -117,7 +123,7 @@ def test_a_changed_checkpoint_is_refused_on_use(
         run(1)
 
 
-SECOND = Stage(2, "a later stage", ("experts",), ("item_embedding", "backbone"), 10)
+CONFIG = {"seed": 0, "hidden_size": 16, "num_rounds": 3, "modalities": "both"}
 
 
 @pytest.mark.parametrize("status", ["", "running", "failed", "stale", "complete"])
@@ -125,24 +131,46 @@ def test_a_stage_runs_only_on_a_complete_one(tmp_path: Path, status: str) -> Non
     """Invariant 3: nothing but the record of the stage before decides."""
     with open_manifest(tmp_path, "a") as manifest:
         if status:
-            manifest.data["stages"]["1"] = {"status": status}
+            manifest.data["stages"]["1"] = {"status": status, "config": CONFIG}
         if status == "complete":
-            manifest.require_order(SECOND)
+            manifest.require_order(stage_of(2), CONFIG)
             return
         with pytest.raises(ManifestError, match=f"stage 2 needs.*{status or 'not run'}"):
-            manifest.require_order(SECOND)
+            manifest.require_order(stage_of(2), CONFIG)
+
+
+@pytest.mark.parametrize("changed", ["seed", "hidden_size"])
+def test_a_later_stage_keeps_what_the_model_means(tmp_path: Path, changed: str) -> None:
+    with open_manifest(tmp_path, "a") as manifest:
+        manifest.data["stages"]["1"] = {"status": "complete", "config": CONFIG}
+        manifest.require_order(stage_of(2), CONFIG | {"num_rounds": 9, "modalities": "text"})
+        with pytest.raises(ManifestError, match=rf"stage 2 has other settings.*{changed}=7"):
+            manifest.require_order(stage_of(2), CONFIG | {changed: 7})
+
+
+def test_both_mixture_stages_share_memory_and_modalities(tmp_path: Path) -> None:
+    with open_manifest(tmp_path, "a") as manifest:
+        for number in ("1", "2"):
+            manifest.data["stages"][number] = {"status": "complete", "config": CONFIG}
+        manifest.require_order(stage_of(3), CONFIG | {"num_rounds": 9})
+        for changed in ({"modalities": "text"}, {"memory_short_term": 9}):
+            with pytest.raises(ManifestError, match="stage 3 has other settings than stage 2"):
+                manifest.require_order(stage_of(3), CONFIG | changed)
 
 
 def test_a_redone_stage_marks_later_ones_stale(tmp_path: Path) -> None:
     with open_manifest(tmp_path, "a") as manifest:
         manifest.data["app"] = {"sha256": "app"}
-        first = manifest.begin(stage_of(1), {"seed": 0}, redo=False)
+        first = manifest.begin(stage_of(1), CONFIG, redo=False)
         first |= {"status": "complete", "sha256": "abc", "checkpoint": "stage1.safetensors"}
-        second = manifest.begin(SECOND, {"seed": 0}, redo=False)
+        second = manifest.begin(stage_of(2), CONFIG, redo=False)
         assert second["parent_sha256"] == "abc"
         assert second["frozen"] == second["loaded"] == ["item_embedding", "backbone"]
-        second["status"] = "complete"
-        manifest.begin(stage_of(1), {"seed": 1}, redo=True)
-        assert second["status"] == "stale"
+        second |= {"status": "complete", "sha256": "def"}
+        third = manifest.begin(stage_of(3), CONFIG, redo=False)
+        assert third["parent_sha256"] == "def"
+        third["status"] = "complete"
+        manifest.begin(stage_of(1), CONFIG | {"seed": 1}, redo=True)
+        assert second["status"] == third["status"] == "stale"
         with pytest.raises(ManifestError, match="running"):
-            manifest.require_order(SECOND)
+            manifest.require_order(stage_of(2), CONFIG)

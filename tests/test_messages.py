@@ -9,13 +9,15 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from shared_model import messages
 from shared_model.errors import NodeError
+from shared_model.memory import NOVELTY_BINS
 from shared_model.messages import NodeReport
 from shared_model.metrics import MetricSums
-from shared_model.plan import EvaluationPlan, LocalUpdate, RoundPlan
+from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 from tools.in_process import InProcessGrid
 
 PLAN = RoundPlan(1, 7, 3, 0.1, 2, 0.3, "targets", 0.2, "app", "catalogue")
-REPORT = NodeReport("a", 0, 2, 5, 50, 9, 1, "ff", "cat", "", "{}", "app")
+MIXING = MixturePlan("sha", 50, 200, 0.25, -1.0, 32, 256, 0.2, 0.1, 0.07, 0.3, 0.01)
+REPORT = NodeReport("a", 0, 2, 5, 50, 9, 1, "ff", "cat", "", "{}", 512, 384, "app")
 ARRAYS = {"x.weight": torch.randn(3, 4), "y": torch.tensor([1.5])}
 
 
@@ -27,15 +29,16 @@ def wire(content: RecordDict) -> RecordDict:
 
 
 def test_everything_survives_the_wire() -> None:
-    sent = wire(messages.plan_content(PLAN, messages.to_record(ARRAYS)))
+    sent = wire(messages.request_content(PLAN, MIXING, messages.to_record(ARRAYS)))
     assert messages.read_plan(sent) == PLAN
+    assert messages.read_mixing(sent) == MIXING
     assert all((ARRAYS[n] == v).all() for n, v in messages.read_arrays(sent).items())
-    update = LocalUpdate(ARRAYS, 2.5, 7.25, 4, 3)
+    update = LocalUpdate(ARRAYS, 2.5, 7.25, 4, 3, {"alignment": 0.1, "memory_left": 12.0})
     received = messages.read_update(wire(messages.update_content(update)))
     assert dataclasses.replace(received, arrays={}) == dataclasses.replace(update, arrays={})
     assert list(received.arrays) == list(ARRAYS)
     evaluation = EvaluationPlan(1, 7, 3, "test", "app", "catalogue")
-    content = messages.evaluation_content(evaluation, messages.to_record(ARRAYS))
+    content = messages.request_content(evaluation, None, messages.to_record(ARRAYS))
     assert messages.read_evaluation(wire(content)) == evaluation
     sums = MetricSums()
     sums.add("all", "full", np.array([3, 0, 40]))
@@ -44,7 +47,7 @@ def test_everything_survives_the_wire() -> None:
 
 
 def test_bytes_are_those_of_the_arrays_and_little_more() -> None:
-    content = messages.plan_content(PLAN, messages.to_record(ARRAYS))
+    content = messages.request_content(PLAN, MIXING, messages.to_record(ARRAYS))
     floats = sum(value.numel() * 4 for value in ARRAYS.values())
     assert floats < messages.content_bytes(content) < floats + 1000
 
@@ -59,7 +62,8 @@ def test_faults_are_errors_of_our_own() -> None:
     refused = Message(messages.error_content("no data; do: import it"), reply_to=request)
     with pytest.raises(NodeError, match="no data; do: import it"):
         messages.check_reply(refused)
-    for read in (messages.read_plan, messages.read_update, messages.read_metrics):
+    reads = (messages.read_plan, messages.read_mixing, messages.read_update, messages.read_metrics)
+    for read in (*reads, messages.read_novelty, messages.read_novelty_request):
         with pytest.raises(NodeError):
             read(RecordDict())
     strange = RecordDict({"plan": ConfigRecord({"stage": 1})})
@@ -67,3 +71,36 @@ def test_faults_are_errors_of_our_own() -> None:
         messages.read_plan(strange)
     with pytest.raises(NodeError, match="plan"):
         messages.read_evaluation(strange)
+    with pytest.raises(NodeError, match="mixing"):
+        messages.read_mixing(RecordDict({"mixing": ConfigRecord({"novelty": 0.5})}))
+
+
+def test_frozen_groups_travel_only_to_a_node_that_asks() -> None:
+    request = messages.request_content(PLAN, MIXING, messages.to_record(ARRAYS))
+    assert messages.read_frozen(wire(request)) is None
+    asking = wire(messages.ask_for_frozen(MIXING.frozen_sha256))
+    assert messages.needs_frozen(asking)
+    update = messages.update_content(LocalUpdate(ARRAYS, 1.0, 1.0, 1, 1))
+    for other in (update, messages.error_content("full"), RecordDict()):
+        assert not messages.needs_frozen(other)
+    frozen = {"z.weight": torch.randn(2, 5)}
+    again = wire(messages.with_frozen(request, messages.to_record(frozen)))
+    found = messages.read_frozen(again)
+    assert found is not None
+    assert found.keys() == frozen.keys()
+    assert (found["z.weight"] == frozen["z.weight"]).all()
+    assert (messages.read_plan(again), messages.read_mixing(again)) == (PLAN, MIXING)
+    assert all((ARRAYS[n] == v).all() for n, v in messages.read_arrays(again).items())
+    assert "frozen" not in request.array_records  # the request itself stays as it was
+    grown = messages.content_bytes(again) - messages.content_bytes(request)
+    assert 4 * 10 < grown < 4 * 10 + 200
+
+
+def test_novelty_survives_the_wire_and_strange_histograms_are_refused() -> None:
+    assert messages.read_novelty_request(wire(messages.novelty_request(6040))) == 6040
+    counts = np.arange(NOVELTY_BINS)
+    assert (messages.read_novelty(wire(messages.novelty_content(counts))) == counts).all()
+    negative = np.where(counts == 9, -1, counts)
+    for bad in (counts[1:], negative, counts.astype(float)):
+        with pytest.raises(NodeError, match="unreadable histogram"):
+            messages.read_novelty(messages.novelty_content(bad))

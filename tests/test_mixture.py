@@ -1,12 +1,33 @@
-"""The mixture: both call modes, one scoring rule, a residual that starts at zero."""
+"""The mixture: one scoring rule in both call modes, equal to its formulas written as loops."""
+
+import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from shared_model.mixture import Candidates, MemoryContent, Mixture, mask_repeated_targets
+from shared_model.mixture import Candidates, Memories, Mixture, mask_repeated_targets
+from shared_model.model import ModelShape, Recommender, build
+from shared_model.stages import STAGES, group_of
+from tests.naive_mixture import (
+    HEADS,
+    B,
+    D,
+    N,
+    S,
+    V,
+    World,
+    naive_scores,
+    random_mixture,
+    random_world,
+    unit,
+)
+from tests.naive_mixture import L as BANK
 
-B, N, K, D, V, S = 4, 6, 5, 8, 12, 6
+ROUTED = pytest.mark.parametrize("routed", [False, True], ids=["uniform", "routed"])
+SHARED = pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+SHAPE = ModelShape(num_items=30, hidden=D, heads=HEADS, blocks=1, max_length=9, visual=V, text=S)
 
 
 @pytest.fixture(autouse=True)
@@ -14,125 +35,216 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def mixture(trained: bool, gate: float = 1.0) -> Mixture:
-    model = Mixture(D, V, S, heads=2, initial_gate=gate)
-    if trained:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.5 * torch.randn(parameter.shape)
-    return model
+def ask(mixture: Mixture, world: World) -> Tensor:
+    scores: Tensor = mixture(world.sequence, world.items, world.memories).scores
+    return scores
 
 
-def items(rows: int) -> Candidates:
-    visual, text = torch.randn(rows, N, V), torch.randn(rows, N, S)
-    visual[:, 1] = text[:, 2] = 0
-    cold = torch.zeros(rows, N, dtype=torch.bool)
-    cold[:, 4:] = True
-    return Candidates(torch.randn(rows, N, D), visual, text, cold)
+@ROUTED
+@SHARED
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_equal_the_formulas_in_loops(routed: bool, shared: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    mixture, world = random_mixture(routed), random_world(shared)
+    expected = naive_scores(mixture, world)
+    torch.testing.assert_close(ask(mixture, world), expected, atol=1e-9, rtol=1e-9)
+    plain = random_mixture(routed)
+    plain.load_state_dict({n: v * (n != "gate") for n, v in mixture.state_dict().items()})
+    assert (ask(plain, world) - expected).abs().max() > 0.1  # the mixture has a say in it
 
 
-def memory() -> MemoryContent:
-    visual, text = torch.randn(B, K, V), torch.randn(B, K, S)
-    visual[:, 3:] = text[:, 4:] = 0
-    visual[0] = text[0] = 0  # a user without a memory yet
-    return MemoryContent(visual, text)
+@ROUTED
+def test_the_result_tells_vectors_content_and_weights(routed: bool) -> None:
+    mixture, world = random_mixture(routed), random_world(shared=True)
+    result = mixture(world.sequence, world.items, world.memories)
+    cold = world.items.cold[0]
+    assert (result.vectors[0, cold] == result.content[0, cold]).all()
+    assert (result.vectors[0, ~cold] == world.items.ids[0, ~cold]).all()
+    assert not result.content[0, 3].any()  # neither picture nor text
+    assert result.weights[0, :4].sum(-1).tolist() == pytest.approx([1, 1, 1, 0])
 
 
-@pytest.mark.parametrize("routed", [False, True])
-def test_it_starts_as_sasrec_to_the_last_bit(routed: bool) -> None:
-    """Invariant 2: warm items are scored exactly as Stage 1 scores them."""
-    sequence, candidates = torch.randn(B, D), items(1)
-    scores, weights = mixture(trained=False)(sequence, candidates, memory(), routed)
-    expected = (sequence[:, None] * candidates.ids).sum(-1)
-    assert scores.shape == (B, N)
-    assert (scores[:, :4] == expected[:, :4]).all()
-    assert (scores[:, 4:] != expected[:, 4:]).all()  # cold ones by content
-    assert weights[0, 0].tolist() == [0.5, 0.5]
-
-
-def test_shared_candidates_equal_each_rows_own() -> None:
-    sequence, shared, held = torch.randn(B, D), items(1), memory()
-    own = Candidates(*(value.expand(B, *value.shape[1:]) for value in vars(shared).values()))
-    model = mixture(trained=True)
-    torch.testing.assert_close(
-        model(sequence, shared, held, True)[0], model(sequence, own, held, True)[0]
-    )
-
-
-def test_a_batch_equals_one_row_and_one_candidate_at_a_time() -> None:
-    sequence, candidates, held, model = torch.randn(B, D), items(B), memory(), mixture(True)
-    scores, _ = model(sequence, candidates, held, True)
-    for b in range(B):
+@ROUTED
+def test_one_position_for_each_user_is_the_evaluation_mode(routed: bool) -> None:
+    """[B, N] candidates -> [B, N] scores, of each user alone and of one candidate alone."""
+    mixture, world = random_mixture(routed), random_world(shared=False)
+    one = World(world.sequence[:, :1], world.items, at(world.memories, slice(0, 1)))
+    scores = ask(mixture, one)
+    assert scores.shape == (B, 1, N)
+    for user in range(B):
+        rows = slice(user, user + 1)
         for n in range(N):
-            one = Candidates(*(v[b : b + 1, n : n + 1] for v in vars(candidates).values()))
-            mine = MemoryContent(held.visual[b : b + 1], held.text[b : b + 1])
-            alone, _ = model(sequence[b : b + 1], one, mine, True)
-            torch.testing.assert_close(scores[b, n], alone[0, 0], atol=1e-4, rtol=1e-4)
+            alone = Candidates(*(v[rows, n : n + 1] for v in vars(world.items).values()))
+            held = at(Memories(*(v[rows] for v in vars(world.memories).values())), slice(0, 1))
+            mine = ask(mixture, World(world.sequence[rows, :1], alone, held))
+            torch.testing.assert_close(mine[0, 0, 0], scores[user, 0, n], atol=1e-12, rtol=1e-12)
+
+
+def at(memories: Memories, positions: slice) -> Memories:
+    return dataclasses.replace(memories, held=memories.held[:, positions])
+
+
+@ROUTED
+def test_in_batch_targets_are_each_others_negatives_but_for_duplicates(routed: bool) -> None:
+    """Targets of the positions -> [P, P] scores; the diagonal has every position's own target."""
+    mixture, world = random_mixture(routed), random_world(shared=True)
+    targets = torch.tensor([4, 0, 4, 2])
+    items = Candidates(*(value[:, targets] for value in vars(world.items).values()))
+    sequence = torch.randn(1, 4, D).double()
+    bank = Memories(
+        world.memories.visual[:1], world.memories.text[:1], torch.rand(1, 4, BANK) > 0.4
+    )
+    scores = ask(mixture, World(sequence, items, bank))[0]
+    expected = naive_scores(mixture, World(sequence, items, bank))[0]
+    torch.testing.assert_close(scores, expected, atol=1e-9, rtol=1e-9)
+    masked = mask_repeated_targets(scores, targets)
+    assert (masked == -torch.inf).nonzero().tolist() == [[0, 2], [2, 0]]
+    kept = masked > -torch.inf
+    assert (masked[kept] == scores[kept]).all()
+    losses = functional.cross_entropy(masked, torch.arange(4), reduction="none")
+    others = [[0, 1, 3], [0, 1, 2, 3], [1, 2, 3], [0, 1, 2, 3]]
+    for row, columns in enumerate(others):
+        direct = expected[row, columns].logsumexp(0) - expected[row, row]
+        torch.testing.assert_close(losses[row], direct)
+
+
+def test_repeated_targets_are_masked_in_every_user_alone() -> None:
+    targets = torch.tensor([[7, 3, 7, 5], [1, 2, 3, 4]])
+    masked = mask_repeated_targets(torch.ones(2, 4, 4), targets)
+    assert (masked == -torch.inf).nonzero().tolist() == [[0, 0, 2], [0, 2, 0]]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_it_starts_as_sasrec_to_the_last_bit(stage: int) -> None:
+    """Invariant 2: a stage begins exactly where the last one ended, for users side by side too."""
+    model = build(SHAPE, 0, stage=STAGES[stage])
+    hidden, everything = torch.randn(5, D), catalogue(model)
+    memories = Memories(*floats(*unit_rows(9)), torch.rand(1, 5, 9) > 0.3)
+    result = model.mix()(hidden[None], everything, memories)
+    warm = ~everything.cold[0]
+    assert (result.scores[0][:, warm] == model.score(hidden)[:, warm]).all()
+    assert (result.scores[0][:, warm] == (hidden @ model.item_embedding.weight.T)[:, warm]).all()
+    assert (result.scores[0][:, ~warm] != model.score(hidden)[:, ~warm]).all()
+    assert result.weights[0, 5].tolist() == [0.5, 0.5]
+
+
+def catalogue(model: Recommender) -> Candidates:
+    """All items, shared by the users; some are cold."""
+    number = model.shape.num_items + 1
+    cold = torch.arange(number)[None] >= 25
+    return Candidates(model.item_embedding.weight[None], *floats(*unit_rows(number)), cold)
+
+
+def unit_rows(number: int) -> tuple[Tensor, Tensor]:
+    visual, text = unit(1, number, V), unit(1, number, S)
+    visual[:, 1] = text[:, 2] = 0
+    return visual, text
+
+
+def floats(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.float() for tensor in tensors)
+
+
+@ROUTED
+def test_without_an_output_the_mixture_is_silent_whatever_else_it_learned(routed: bool) -> None:
+    mixture = random_mixture(routed).float()
+    nn.init.zeros_(mixture.fusion.output.weight)
+    world = random_world(shared=True)
+    items = Candidates(*floats(*list(vars(world.items).values())[:3]), torch.zeros(1, N) > 0)
+    sequence = world.sequence.float()
+    memories = Memories(*floats(world.memories.visual, world.memories.text), world.memories.held)
+    scores = ask(mixture, World(sequence, items, memories))
+    assert (scores == sequence @ items.ids[0].T).all()
 
 
 def test_the_untrained_id_of_a_cold_item_is_never_read() -> None:
-    sequence, candidates, held, model = torch.randn(B, D), items(1), memory(), mixture(True)
-    other = torch.where(candidates.cold[..., None], 99.0, candidates.ids)
-    changed = Candidates(other, candidates.visual, candidates.text, candidates.cold)
-    torch.testing.assert_close(
-        model(sequence, candidates, held, True)[0], model(sequence, changed, held, True)[0]
-    )
+    mixture, world = random_mixture(True), random_world(shared=True)
+    other = torch.where(world.items.cold[..., None], 99.0, world.items.ids)
+    changed = dataclasses.replace(world, items=dataclasses.replace(world.items, ids=other))
+    assert (ask(mixture, world) == ask(mixture, changed)).all()
 
 
 def test_scores_are_not_normalised_and_the_gate_scales_the_mixture_only() -> None:
-    sequence, candidates, held = torch.randn(B, D), items(1), memory()
-    model = mixture(True)
-    with torch.no_grad():
-        model.gate.zero_()
-        plain = model(sequence, candidates, held, True)[0]
-        twice = model(2 * sequence, candidates, held, True)[0]
-        torch.testing.assert_close(twice, 2 * plain)
-        model.gate.fill_(1.0)
-        once = model(sequence, candidates, held, True)[0] - plain
-        model.gate.fill_(3.0)
-        thrice = model(sequence, candidates, held, True)[0] - plain
-    torch.testing.assert_close(thrice, 3 * once, atol=1e-4, rtol=1e-4)
-    assert once.abs().max() > 1e-3
+    mixture, world = random_mixture(True), random_world(shared=False)
+    base = torch.einsum("bpd,bnd->bpn", world.sequence, mixture(*vars(world).values()).vectors)
+    by_gate = {}
+    for gate in (0.0, 1.0, 3.0, -2.0):
+        nn.init.constant_(mixture.gate, gate)
+        by_gate[gate] = ask(mixture, world) - base
+    assert by_gate[0.0].abs().max() < 1e-12
+    assert by_gate[1.0].abs().max() > 0.1
+    for gate in (3.0, -2.0):
+        torch.testing.assert_close(by_gate[gate], gate * by_gate[1.0])
 
 
 def test_an_empty_memory_leaves_sasrec_alone() -> None:
-    sequence, candidates, held = torch.randn(B, D), items(1), memory()
-    scores, _ = mixture(True)(sequence, candidates, held, True)
-    plain = (sequence[:, None] * candidates.ids).sum(-1)
-    torch.testing.assert_close(scores[0, :4], plain[0, :4])
-    assert (scores[1:, :4] - plain[1:, :4]).abs().max() > 1e-2
-
-
-def test_in_batch_targets_mask_their_duplicates() -> None:
-    targets = torch.tensor([7, 3, 7, 5])
-    masked = mask_repeated_targets(torch.ones(4, 4), targets)
-    assert masked.shape == (4, 4)
-    assert (masked == float("-inf")).nonzero().tolist() == [[0, 2], [2, 0]]
-
-
-def test_every_parameter_moves_and_the_loss_goes_down() -> None:
-    """Invariant 6 for experts, content heads, fusion, gate and router, with the gate learning."""
-    model, sequence, candidates, held = (
-        mixture(False, gate=0.5),
-        torch.randn(B, D),
-        items(1),
-        memory(),
+    mixture, world = random_mixture(True), random_world(shared=True)
+    items = dataclasses.replace(world.items, cold=torch.zeros(1, N) > 0)
+    scores, plain = (
+        ask(mixture, World(world.sequence, items, world.memories)),
+        world.sequence @ (items.ids[0].T),
     )
-    targets = torch.tensor([0, 3, 4, 5])
+    assert (scores[0, 0] == plain[0, 0]).all()  # nothing is held there
+    assert (scores[0, 1] - plain[0, 1]).abs().max() > 1e-2
+
+
+MISSING = {
+    "nothing is held": {"held"},
+    "the bank has no features": {"bank"},
+    "no pictures anywhere": {"visual"},
+    "no texts anywhere": {"text"},
+    "no content at all": {"visual", "text", "bank"},
+}
+
+
+@ROUTED
+@SHARED
+@pytest.mark.parametrize("missing", MISSING)
+def test_what_is_missing_makes_no_nan(routed: bool, shared: bool, missing: str) -> None:
+    mixture, world = random_mixture(routed), without(random_world(shared), MISSING[missing])
+    world.sequence.requires_grad_()
+    scores = ask(mixture, world)
+    torch.testing.assert_close(scores, naive_scores(mixture, world), atol=1e-9, rtol=1e-9)
+    scores.square().sum().backward()
+    for name, parameter in mixture.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+    assert world.sequence.grad is not None
+    assert torch.isfinite(world.sequence.grad).all()
+
+
+def without(world: World, what: set[str]) -> World:
+    """The world without some of its content."""
+    zeroed = {k: getattr(world.items, k) * (k not in what) for k in ("visual", "text")}
+    items = dataclasses.replace(world.items, **zeroed)
+    bank = {
+        k: getattr(world.memories, k) * (k not in what and "bank" not in what)
+        for k in ("visual", "text")
+    }
+    held = world.memories.held & ("held" not in what)
+    return World(world.sequence, items, Memories(**bank, held=held))
+
+
+@pytest.mark.parametrize("gate", [0.0001, 0.01, 1.0])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_steps_move_every_parameter_of_the_mixture(stage: int, gate: float) -> None:
+    """Invariant 6, however small the gate begins: the output moves first, then what is before."""
+    model = build(SHAPE, 0, stage=STAGES[stage], gate=gate).double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.05), []
-
-    def loss() -> Tensor:
-        return torch.nn.functional.cross_entropy(
-            model(sequence, candidates, held, True)[0], targets
+    optimizer = torch.optim.SGD(model.mix().parameters(), lr=0.5)
+    memories = Memories(*unit_rows(9), torch.rand(1, 4, 9) > 0.3)
+    hidden, targets = torch.randn(1, 4, D).double(), torch.tensor([3, 8, 26, 28])
+    items = catalogue(model)
+    items = Candidates(items.ids.detach(), items.visual.double(), items.text.double(), items.cold)
+    losses = []
+    for _ in range(2):
+        loss = functional.cross_entropy(
+            ask(model.mix(), World(hidden, items, memories))[0], targets
         )
-
-    for _ in range(40):
-        value = loss()
         optimizer.zero_grad()
-        value.backward()
+        loss.backward()
         optimizer.step()
-        losses.append(float(value.detach()))
-    assert losses[-1] < losses[0] - 0.3
-    still = [name for name, value in model.state_dict().items() if (before[name] == value).all()]
-    assert not still
+        losses.append(float(loss.detach()))
+    after = model.state_dict()
+    still = [name for name in after if (before[name] == after[name]).all()]
+    assert {group_of(name) for name in still} == {"item_embedding", "backbone"}
+    assert losses[1] < losses[0]

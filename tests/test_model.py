@@ -5,33 +5,50 @@ import torch
 
 from shared_model.errors import ConfigError, ModelError
 from shared_model.model import ModelShape, build, freeze, load_groups, read_groups
-from shared_model.stages import STAGES, group_of, names_of, stage_of
+from shared_model.stages import GROUPS, STAGES, Stage, group_of, names_of, stage_of
 
-SHAPE = ModelShape(num_items=9, hidden=8, heads=2, blocks=1, max_length=5)
+SHAPE = ModelShape(num_items=9, hidden=8, heads=2, blocks=1, max_length=5, visual=12, text=6)
+EVERY_STAGE = pytest.mark.parametrize("stage", STAGES.values(), ids=lambda s: f"stage-{s.number}")
 
 
-def test_every_parameter_belongs_to_one_group_of_the_table() -> None:
-    names = build(SHAPE, 0).state_dict().keys()
-    known = {group for stage in STAGES.values() for group in stage.groups}
-    assert {group_of(name) for name in names} == known
-    assert sorted(names) == names_of(names, known)
+@EVERY_STAGE
+def test_every_parameter_belongs_to_one_group_of_the_table(stage: Stage) -> None:
+    names = build(SHAPE, 0, stage=stage).state_dict().keys()
+    assert {group_of(name) for name in names} == set(stage.groups)
+    assert len(set(stage.groups)) == len(stage.groups)
+    assert sorted(names) == names_of(names, stage.groups)
+    if stage.number == len(STAGES):
+        assert {group_of(name) for name in names} == set(GROUPS)
+
+
+def test_a_stage_loads_what_the_one_before_had_and_starts_the_rest_fresh() -> None:
+    mixture = ("experts", "fusion", "gate")
+    assert stage_of(1).loaded == ()
+    assert set(stage_of(2).loaded) == {"item_embedding", "backbone"}
+    assert set(stage_of(3).loaded) == {"item_embedding", "backbone", *mixture}
+    assert [stage.mixes for stage in STAGES.values()] == [False, True, True]
 
 
 def test_initialisation_is_a_function_of_name_and_seed() -> None:
     state = torch.random.get_rng_state()
-    first, again, other = build(SHAPE, 3), build(SHAPE, 3), build(SHAPE, 4)
+    last = STAGES[3]
+    first, again, other = (build(SHAPE, seed, stage=last) for seed in (3, 3, 4))
     assert (torch.random.get_rng_state() == state).all()
     for name, value in first.state_dict().items():
         assert torch.isfinite(value).all()
         assert (value == again.state_dict()[name]).all()
+    for stage in STAGES.values():  # the same in every stage that has it
+        for name, value in build(SHAPE, 3, stage=stage).state_dict().items():
+            assert (value == first.state_dict()[name]).all()
     assert (first.backbone.positions != other.backbone.positions).any()
     assert not first.item_embedding.weight[0].any()
 
 
-def test_loading_restores_every_array() -> None:
-    source, target = build(SHAPE, 1), build(SHAPE, 2)
-    groups = stage_of(1).trained
-    load_groups(target, {n: v.clone() for n, v in read_groups(source, groups).items()}, groups)
+@EVERY_STAGE
+def test_loading_restores_every_array(stage: Stage) -> None:
+    source, target = build(SHAPE, 1, stage=stage), build(SHAPE, 2, stage=stage)
+    for groups in (stage.trained, stage.frozen):
+        load_groups(target, {n: v.clone() for n, v in read_groups(source, groups).items()}, groups)
     for name, value in target.state_dict().items():
         assert (value == source.state_dict()[name]).all()
 
@@ -57,10 +74,20 @@ def test_half_a_checkpoint_is_refused_and_nothing_is_copied(fault: str) -> None:
     assert all((before[n] == v).all() for n, v in model.state_dict().items())
 
 
-def test_freezing_follows_the_table() -> None:
-    model = build(SHAPE, 0)
-    freeze(model, stage_of(1))
-    assert all(p.requires_grad for p in model.parameters())
+@EVERY_STAGE
+def test_freezing_follows_the_table(stage: Stage) -> None:
+    model = build(SHAPE, 0, stage=stage)
+    freeze(model, stage)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (group_of(name) in stage.trained)
+        assert parameter.requires_grad != (group_of(name) in stage.frozen)
+
+
+def test_a_model_without_a_mixture_says_so() -> None:
+    with pytest.raises(ModelError, match="no mixture"):
+        build(SHAPE, 0).mix()
+    model = build(SHAPE, 0, stage=stage_of(2), gate=0.25)
+    assert float(model.mix().gate.detach()) == 0.25
 
 
 def test_an_unknown_stage_or_group_is_an_error() -> None:
@@ -68,3 +95,5 @@ def test_an_unknown_stage_or_group_is_an_error() -> None:
         stage_of(9)
     with pytest.raises(ModelError, match="router"):
         names_of(build(SHAPE, 0).state_dict(), ["router"])
+    with pytest.raises(ModelError, match="a parameter without a group"):
+        group_of("mixture.gates.weight")

@@ -59,8 +59,9 @@ def test_topology_changes_nothing_with_the_defaults(
     """The same with the full model and Adam, which multiplies errors where gradients vanish."""
     arrays = last_round(tmp_path, monkeypatch)
     settings = {"home": str(tmp_path / "home"), "dataset": str(demo_folder), "dropout": 0.0}
+    rounds = {"stage": 1, "num_rounds": 3, "evaluate_every": 3}
     for n in (1, 7):
-        run_in_process(n, run=f"nodes-{n}", num_rounds=3, evaluate_every=3, **settings)  # type: ignore
+        run_in_process(n, run=f"nodes-{n}", **rounds, **settings)  # type: ignore
     for name, value in arrays["nodes-1"].items():
         assert (value - arrays["nodes-7"][name]).abs().max() <= 1e-5, name
 

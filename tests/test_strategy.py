@@ -17,14 +17,14 @@ from shared_model.config import default_config, parse_settings
 from shared_model.errors import RoundError, WorkerError
 from shared_model.messages import NodeReport
 from shared_model.metrics import MetricSums
-from shared_model.plan import LocalUpdate
+from shared_model.plan import MIXTURE_LOGS, LocalUpdate, MixturePlan
 from shared_model.stages import stage_of
 from tools.in_process import InProcessGrid
 
 DEFAULTS = default_config(Path(__file__).parents[1] / "pyproject.toml")
 CONFIG = {"server-optimizer": "sgd", "server-learning-rate": 0.5, "server-schedule": "constant"}
 SETTINGS = parse_settings(DEFAULTS | CONFIG)
-NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", "app")
+NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0, "app")
 CENSUS = Census(
     {70 + i: dataclasses.replace(NODE, name=f"partition-{i}", partition=i) for i in range(3)}
 )
@@ -173,3 +173,62 @@ def test_a_dead_worker_stops_the_run(strategy: StageStrategy, grid: InProcessGri
     good = [answer(sent[0], update([1, 1, 1], 1)), answer(sent[2], update([1, 1, 1], 1))]
     with pytest.raises(WorkerError, match="resumes"):
         strategy.aggregate_train(1, [*good, dead])
+
+
+FROZEN = {"item_embedding.weight": torch.arange(12.0).view(4, 3)}
+MIXING = MixturePlan("sha", 5, 6, 0.25, 2.0, 8, 9, 0.2, 0.1, 0.1, 0.1, 0.01)
+GATE = messages.to_record({"mixture.gate": torch.tensor(1.0)})
+
+
+@pytest.fixture
+def second(grid: InProcessGrid) -> StageStrategy:
+    return StageStrategy(stage_of(2), SETTINGS, CENSUS, ServerOptimizer("sgd"), FROZEN, MIXING)
+
+
+def test_frozen_groups_go_to_the_nodes_that_lack_them_alone(
+    second: StageStrategy, grid: InProcessGrid
+) -> None:
+    """Invariant 5: nothing frozen in the plan for all; again, with it, for who asks."""
+    sent = list(second.configure_train(1, GATE, ConfigRecord(), grid))
+    assert all(messages.read_frozen(message.content) is None for message in sent)
+    assert messages.read_mixing(sent[0].content) == MIXING
+    down = second.exchange.bytes_down
+    replies = [answer(sent[0], messages.ask_for_frozen("sha")), error_reply(sent[1])]
+    again = second.lacking(sent, replies)
+    assert [message.metadata.dst_node_id for message in again] == [70]
+    content = again[0].content
+    assert messages.read_plan(content) == messages.read_plan(sent[0].content)
+    found = messages.read_frozen(content)
+    assert found is not None
+    assert (found["item_embedding.weight"] == FROZEN["item_embedding.weight"]).all()
+    assert second.exchange.bytes_down == down + messages.content_bytes(content)
+    assert second.lacking(sent, replies[1:]) == []
+    assert second.exchange.bytes_down == down + messages.content_bytes(content)
+
+
+def test_a_node_that_asks_twice_is_dropped(second: StageStrategy, grid: InProcessGrid) -> None:
+    sent = list(second.configure_evaluate(1, GATE, ConfigRecord(), grid))
+    replies = [answer(m, node_metrics([3])) for m in sent[:2]]
+    replies.append(answer(sent[2], messages.ask_for_frozen("sha")))
+    sums = second.aggregate_evaluate(1, replies)
+    assert sums is not None
+    assert sums["all/full/users"] == 2.0
+    assert [drop["node"] for drop in second.exchange.dropped] == ["partition-2"]
+    assert "frozen" in second.exchange.dropped[0]["reason"]
+
+
+@pytest.mark.parametrize(("given", "rate"), [(0.0, stage_of(2).default_rate), (0.25, 0.25)])
+def test_a_stage_has_its_own_rate_unless_one_is_given(
+    grid: InProcessGrid, given: float, rate: float
+) -> None:
+    settings = dataclasses.replace(SETTINGS, server_learning_rate=given)
+    strategy = StageStrategy(stage_of(2), settings, CENSUS, ServerOptimizer("sgd"), FROZEN, MIXING)
+    sent = list(strategy.configure_train(1, GATE, ConfigRecord(), grid))
+    logs = dict.fromkeys(MIXTURE_LOGS, 1.0)
+    update = LocalUpdate({"mixture.gate": torch.tensor(4.0)}, 1.0, 1.0, 1, 1, logs)
+    replies = [answer(message, messages.update_content(update)) for message in sent]
+    new, _ = strategy.aggregate_train(1, replies)
+    assert new is not None
+    gate = float(messages.from_record(new)["mixture.gate"])
+    assert gate == pytest.approx(1 + 4 * rate, rel=1e-6)
+    assert strategy.logs["gate"] == gate

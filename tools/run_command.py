@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from shared_model.errors import ConfigError
+from shared_model.stages import STAGES
 from tools.superlink import COMPLETED, Outcome, RunError, SuperLink, open_superlink
 
 Overrides = dict[str, Any]
@@ -26,7 +27,11 @@ def run(
         Path | None, typer.Argument(help="Project folder of the app.", show_default="this app's")
     ] = None,
     config: Annotated[
-        list[Path] | None, typer.Option(help="A TOML file of run-config keys; later ones win.")
+        list[Path] | None,
+        typer.Option(
+            help="A TOML file of run-config keys, with tables like [stage-2] for one stage's; "
+            "later files win."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -51,15 +56,18 @@ def run(
 ) -> None:
     """Run the app, show its log and wait for its end; the exit code is 0 only if it completed."""
     shortcuts = {"stage": stage, "run": name, "dataset": _absolute(dataset)}
-    given = {key: value for key, value in shortcuts.items() if value is not None}
-    overrides = merge(config or [], set_ or []) | given
-    settings = checked(app or own_app(), overrides)
+    given = merge([], set_ or []) | {k: v for k, v in shortcuts.items() if v is not None}
+    runs = by_stage(merge(config or [], []), given)
+    settings = [checked(app or own_app(), overrides) for overrides in runs]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if in_process:
-        _run_here(app, settings, num_supernodes)
-    else:
-        nodes = federation_config(num_supernodes, cpus_per_node, gpus_per_node)
-        _run_there(open_superlink(connection), app or own_app(), overrides, nodes)
+        for values in settings:
+            _run_here(app, values, num_supernodes)
+        return
+    nodes = federation_config(num_supernodes, cpus_per_node, gpus_per_node)
+    superlink = open_superlink(connection)
+    for overrides in runs:
+        _run_there(superlink, app or own_app(), overrides, nodes)
 
 
 def own_app() -> Path:
@@ -84,6 +92,30 @@ def merge(files: list[Path], pairs: list[str]) -> Overrides:
             raise ConfigError("not a pair", where="--set", expected="KEY=VALUE", got=pair)
         merged[key.strip()] = typed(text.strip())
     return merged
+
+
+def by_stage(overrides: Overrides, given: Overrides) -> list[Overrides]:
+    """The overrides of each run to submit: one, or with tables such as [stage-2] one a stage.
+
+    A stage's table wins over the files' other keys, and what was ``given`` on the command line over
+    both.
+    """
+    tables = {key: value for key, value in overrides.items() if isinstance(value, dict)}
+    common = {key: value for key, value in overrides.items() if key not in tables} | given
+    unknown = tables.keys() - {f"stage-{number}" for number in STAGES}
+    if unknown:
+        raise ConfigError(
+            "unknown table in a config file",
+            expected="keys, or tables [stage-1], [stage-2], [stage-3]",
+            got=", ".join(sorted(unknown)),
+        )
+    stage = common.get("stage", 0)
+    if not tables or stage not in (0, *STAGES):  # a wrong stage is refused with the other keys
+        return [common]
+    numbers = list(STAGES) if stage == 0 else [stage]
+    return [
+        common | tables.get(f"stage-{number}", {}) | given | {"stage": number} for number in numbers
+    ]
 
 
 def typed(text: str) -> bool | int | float | str:

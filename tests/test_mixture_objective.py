@@ -1,0 +1,224 @@
+"""What Stages 2 and 3 train: the loss against plain loops, what is sampled, what is remembered."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from client_app.content import open_content
+from client_app.data import Dataset
+from client_app.mixture_objective import MixtureObjective
+from client_app.objective import Batch
+from client_app.recall import Recall
+from shared_model.dropout import Dropout
+from shared_model.mixture import Candidates, Memories
+from shared_model.model import ModelShape, Recommender, build
+from shared_model.plan import MixturePlan, RoundPlan
+from shared_model.stages import STAGES
+from tests.conftest import MakeDataset
+from tests.naive_mixture import HEADS, D, S, V
+
+ITEMS, COLD, LONGEST = 50, {4, 9, 50}, 12
+SHAPE = ModelShape(ITEMS, D, HEADS, 1, LONGEST, V, S)
+PLAN = RoundPlan(2, 3, 0, 1.0, 1, 0.5, "targets", 0.25, "", "")
+MIXING = MixturePlan("", 4, 5, 0.9, 3.0, 6, 15, 0.3, 0.4, 0.2, 0.3, 2.0)
+STAGE = pytest.mark.parametrize("stage", [2, 3])
+
+
+def mixed_dataset(make: MakeDataset, histories: dict[int | str, list[int]]) -> Dataset:
+    """With pictures and texts, some of them missing, and cold items."""
+    random, features = np.random.default_rng(1), {}
+    for name, dim in (("visual", V), ("text", S)):
+        rows = random.standard_normal((ITEMS, dim))
+        rows[random.random(ITEMS) < 0.2] = 0
+        features[name] = (rows / np.maximum(1e-9, np.linalg.norm(rows, axis=1))[:, None]).astype(
+            "f2"
+        )
+    return make(histories, num_items=ITEMS, cold=COLD, features=features)
+
+
+def mixed_histories() -> dict[int | str, list[int]]:
+    """18 users with 4 to 38 warm items."""
+    random = np.random.default_rng(2)
+    warm = [item for item in range(1, ITEMS + 1) if item not in COLD]
+    return {u: random.permutation(warm)[: 4 + 2 * u].tolist() for u in range(18)}
+
+
+@pytest.fixture
+def dataset(make_dataset: MakeDataset) -> Dataset:
+    return mixed_dataset(make_dataset, mixed_histories())
+
+
+def trained_model(stage: int) -> Recommender:
+    """Every parameter away from its initial value."""
+    generator, model = torch.Generator().manual_seed(4), build(SHAPE, 0, stage=STAGES[stage])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        model.item_embedding.weight[0] = 0
+    return model
+
+
+def objective_of(
+    dataset: Dataset, stage: int = 2, round_: int = 3, mixing: MixturePlan = MIXING
+) -> MixtureObjective:
+    plan = dataclasses.replace(PLAN, stage=stage, round=round_)
+    recall = Recall(dataset, open_content(dataset, "both"))
+    return MixtureObjective(trained_model(stage), dataset, plan, mixing, recall)
+
+
+def everyone(dataset: Dataset) -> np.ndarray:
+    return np.arange(dataset.num_users)
+
+
+def train_items(dataset: Dataset, row: int) -> list[int]:
+    return dataset.items[dataset.indptr[row] : dataset.indptr[row + 1] - 2].tolist()
+
+
+def own_targets(batch: Batch, user: int) -> list[int]:
+    real = batch.tensors["real"][user]
+    return batch.tensors["candidates"][user, : len(real)][real].tolist()
+
+
+@torch.no_grad()
+def naive_loss(
+    objective: MixtureObjective, batch: Batch, user: int, keys: Tensor
+) -> dict[str, float]:
+    """One user's losses by their formulas, from the history and what was sampled."""
+    plan, dataset, model = objective.mixing, objective.dataset, objective.model
+    train, warm = train_items(dataset, user), ITEMS - len(COLD)
+    targets = own_targets(batch, user)
+    drawn = batch.tensors["candidates"][user, -plan.negatives :].tolist()
+    negatives = [item for item in drawn if item not in train]
+    among = targets + negatives
+    inputs = torch.tensor([train[:-1][-LONGEST:]])
+    hidden = model(inputs, Dropout(objective.rate, keys[[user]]))[0]
+    offset, nexts, alignments = len(train) - 1 - inputs.shape[1], [], []
+    for target in targets:
+        place = train.index(target)
+        state = hidden[place - 1 - offset]
+        held = memory_before(objective, user, place)
+        result = model.mix()(state[None, None], candidates(objective, among), held)
+        scores, own = result.scores[0, 0].double(), among.index(target)
+        shift = torch.zeros(len(among)).double()
+        shift[: len(targets)] = np.log(max(1, (len(set(train)) - 1) / max(1, len(targets) - 1)))
+        shift[own] = 0
+        stands_for = (warm - len(set(train))) / max(1, len(negatives))
+        shift[len(targets) :] = np.log(max(1, stands_for))
+        nexts.append(float((scores + shift).logsumexp(0) - scores[own]))
+        content, ids = result.content[0, own].double(), model.item_embedding.weight[among].double()
+        cosines = torch.cosine_similarity(content[None], ids) / plan.temperature
+        alignments.append(float(cosines.logsumexp(0) - cosines[own]) if content.any() else 0.0)
+    weighted = [a * (1 + plan.surprise_weight * n) for a, n in zip(alignments, nexts, strict=True)]
+    total = np.mean(nexts) + plan.alignment_weight * np.mean(weighted)
+    if model.stage.number == 3:
+        everything = candidates(objective, targets + drawn)
+        weights = model.mix()(hidden[None, :1], everything, nothing()).weights[0]
+        share = weights[(weights > 0).all(-1)].double().mean(0)
+        total += plan.balance_weight * float(2 * (share - 0.5).square().sum())
+    return {"total": total, "nats": sum(nexts), "alignment": np.mean(alignments)}
+
+
+def candidates(objective: MixtureObjective, items: list[int]) -> Candidates:
+    content, ids = objective.content, objective.model.item_embedding.weight[items]
+    as_cold = objective.as_cold[items]
+    return Candidates(
+        ids[None], content.visual[items][None], content.text[items][None], as_cold[None]
+    )
+
+
+def nothing() -> Memories:
+    return Memories(torch.zeros(1, 1, V), torch.zeros(1, 1, S), torch.zeros(1, 1, 1) > 0)
+
+
+def memory_before(objective: MixtureObjective, row: int, place: int) -> Memories:
+    (memory,) = objective.recall.memories(
+        objective.model, np.array([row]), [np.array([place])], objective.settings
+    )
+    items = [item for item in memory.slots[0].tolist() if item]
+    content = objective.content
+    held = torch.ones(1, 1, len(items), dtype=torch.bool)
+    return Memories(content.visual[items][None], content.text[items][None], held)
+
+
+@STAGE
+def test_the_loss_of_each_user_equals_its_formula(dataset: Dataset, stage: int) -> None:
+    """In one batch with users of other lengths, whose padding changes nothing."""
+    objective = objective_of(dataset, stage)
+    batch = objective.batch(everyone(dataset))
+    keys = torch.from_numpy(objective.plan.dropout_keys(batch.keys, 0))
+    losses = objective.of_users(dict(objective.model.named_parameters()), batch.tensors, keys)
+    for user in range(dataset.num_users):
+        expected = naive_loss(objective, batch, user, keys)
+        assert float(losses.total.detach()[user]) == pytest.approx(expected["total"], rel=1e-4)
+        assert float(losses.nats[user]) == pytest.approx(expected["nats"], rel=1e-4)
+        assert float(losses.logs["alignment"][user]) == pytest.approx(
+            expected["alignment"], rel=1e-4
+        )
+    weighted = objective.weighted(batch, keys)
+    total = float((losses.total.detach() * batch.weights).sum())
+    assert float(weighted.total.detach()) == pytest.approx(total, rel=1e-5)
+
+
+def test_memory_holds_what_came_before_the_target_alone(dataset: Dataset) -> None:
+    """Invariant 7: never the target, nothing later; the short-term memory in full."""
+    objective = objective_of(dataset)
+    tensors, met = objective.batch(everyone(dataset)).tensors, 0
+    for user in range(dataset.num_users):
+        train = train_items(dataset, user)
+        for position in tensors["real"][user].nonzero().flatten().tolist():
+            place = train.index(int(tensors["candidates"][user, position]))
+            bank = tensors["bank"][user][tensors["held"][user, position]].tolist()
+            assert set(train[max(0, place - MIXING.short_term) : place]) <= set(bank)
+            assert set(bank) <= set(train[:place])
+            met += len(bank) > MIXING.short_term
+    assert met > 20
+
+
+def test_targets_are_train_items_sampled_evenly(dataset: Dataset) -> None:
+    counts = [dict.fromkeys(train_items(dataset, u)[1:][-LONGEST:], 0) for u in range(18)]
+    rounds = 150
+    for round_ in range(rounds):
+        batch = objective_of(dataset, round_=round_).batch(everyone(dataset))
+        for user in range(18):
+            chosen = own_targets(batch, user)
+            assert len(set(chosen)) == len(chosen) == min(MIXING.targets, len(counts[user]))
+            for item in chosen:
+                counts[user][item] += 1
+    for own in counts:
+        expected = rounds * min(MIXING.targets, len(own)) / len(own)
+        assert all(abs(count - expected) < 4.5 * rounds**0.5 / 2 for count in own.values())
+
+
+def test_negatives_do_not_spare_what_is_held_out(dataset: Dataset) -> None:
+    """Uniform over all warm items, so that nobody learns from them what is held out."""
+    drawn, held_out, rounds = np.zeros(ITEMS + 1), 0, 150
+    for round_ in range(rounds):
+        tensors = objective_of(dataset, round_=round_).batch(everyone(dataset)).tensors
+        negatives = tensors["candidates"][:, -MIXING.negatives :].numpy()
+        drawn += np.bincount(negatives.flatten(), minlength=ITEMS + 1)
+        for user in range(18):
+            end = dataset.indptr[user + 1]
+            held_out += int(np.isin(negatives[user], dataset.items[end - 2 : end]).sum())
+            expected = np.isin(negatives[user], train_items(dataset, user))
+            assert (tensors["met"][user].numpy() == expected).all()
+    assert not drawn[[0, *COLD]].any()
+    each = drawn.sum() / (ITEMS - len(COLD))
+    warm = np.delete(drawn, [0, *COLD])
+    assert abs(warm - each).max() < 4.5 * each**0.5
+    assert abs(held_out - 2 * 18 * each / 18) < 4.5 * (2 * each) ** 0.5
+
+
+def test_a_share_of_the_known_items_is_scored_by_content(dataset: Dataset) -> None:
+    masks = [objective_of(dataset, round_=r).as_cold.numpy() for r in range(60)]
+    known = objective_of(dataset).content.combined.any(1)
+    for mask in masks:
+        assert mask[list(COLD)].all()
+        assert not mask[~known & ~dataset.cold].any()
+    share = np.mean([mask[known & ~dataset.cold] for mask in masks])
+    assert share == pytest.approx(MIXING.id_dropout, abs=0.04)
+    assert len({mask.tobytes() for mask in masks}) == len(masks)  # others in each round
+    none = dataclasses.replace(MIXING, id_dropout=0.0)
+    assert (objective_of(dataset, mixing=none).as_cold.numpy() == dataset.cold).all()
