@@ -106,12 +106,15 @@ def _mixed_scores(
     device, content = hidden.device, recall.content
     memories = recall.memories(model, rows, [np.array([n]) for n in lengths], memory)
     banked = shared_bank(memories).to(device).memories(content)
+    catalogue = torch.arange(len(content.visual), device=device)[None]
     ids, cold = model.item_embedding.weight, torch.from_numpy(recall.dataset.cold).to(device)
-    everything = Candidates(ids[None], content.visual[None], content.text[None], cold[None])
+    everything = Candidates(
+        ids[None], content.visual[None], content.text[None], cold[None], catalogue
+    )
     scores = model.mix()(hidden[None], everything, banked).scores[0].cpu()
     own = targets.to(device)
     alone = Candidates(
-        ids[own][None], content.visual[own][None], content.text[own][None], own[None] > 0
+        ids[own][None], content.visual[own][None], content.text[own][None], own[None] > 0, own[None]
     )
     by_content = model.mix()(hidden[None], alone, banked).scores[0].diagonal().cpu()  # of [B, B]
     return scores, scores.scatter(1, targets[:, None], by_content[:, None])

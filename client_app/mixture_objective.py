@@ -89,7 +89,8 @@ class MixtureObjective:
         """
         plan, real = self.mixing, tensors["real"]
         ids, result = self._scores(arrays, tensors, Dropout(self.rate, keys))
-        next_item = _next_item_loss(result.scores, tensors)  # [B, P]
+        cold = self.as_cold[tensors["candidates"]][..., : real.shape[-1]]  # [B, P]
+        next_item = _next_item_loss(result.scores, tensors, cold)  # [B, P]
         alignment = _alignment_loss(result.content, ids, tensors, plan.temperature)
         weighted = alignment * (1 + plan.surprise_weight * next_item.detach())
         balance = load_balance(result.weights)  # [B]
@@ -114,8 +115,9 @@ class MixtureObjective:
         candidates, bank = tensors["candidates"], tensors["bank"]
         visual, text = self.content.visual, self.content.text
         ids = arrays["item_embedding.weight"][candidates]
-        items = Candidates(ids, visual[candidates], text[candidates], self.as_cold[candidates])
-        memories = Memories(visual[bank], text[bank], tensors["held"])
+        cold = self.as_cold[candidates]
+        items = Candidates(ids, visual[candidates], text[candidates], cold, candidates)
+        memories = Memories(bank, visual[bank], text[bank], tensors["held"])
         own = {n.removeprefix("mixture."): a for n, a in arrays.items() if n.startswith("mixture.")}
         sequence = hidden.gather(1, columns)
         return ids, functional_call(self.mixture, own, (sequence, items, memories))
@@ -157,18 +159,21 @@ class MixtureObjective:
         return stable_hash(self.plan.seed, what, self.plan.stage, self.plan.round)
 
 
-def _next_item_loss(scores: Tensor, tensors: Arrays) -> Tensor:
+def _next_item_loss(scores: Tensor, tensors: Arrays, cold: Tensor) -> Tensor:
     """Cross-entropy of each target among the user's candidates, in nats. [B, P].
 
-    ``scores`` [B, P, P + C]. The sampled negatives stand for all items that the user was not
-    trained on, and the batch's own targets, in turn, for all that it was (as Jean et al., ACL 2015,
-    section 3, correct a sample). So this estimates the full softmax, and what Stage 1 learned, such
-    as that what was watched is rarely watched again, stays a solution.
+    ``scores`` [B, P, P + C]; ``cold`` [B, P]: which targets are scored as if cold.
+
+    The sampled negatives stand for all items that the user was not trained on, and its own other
+    targets, in turn, for all that it was (as Jean et al., ACL 2015, section 3, correct a sample).
+    So this estimates the full softmax, and what Stage 1 learned, such as that what was watched is
+    rarely watched again, stays a solution. A cold item is new to every user: other targets that are
+    scored as if cold are left out, or the model would learn that such items were seen.
     """
     met, real = tensors["met"], tensors["real"]
     positions = real.shape[-1]
-    among = _among_targets(scores, tensors)
-    drawn = torch.stack([(~met).sum(-1), real.sum(-1) - 1], -1).clamp(min=1)  # [B, 2]
+    among = _among_targets(scores, tensors, real & ~cold)
+    drawn = torch.stack([(~met).sum(-1), (real & ~cold).sum(-1) - 1], -1).clamp(min=1)  # [B, 2]
     stands_for = ((tensors["kinds"] - tensors["kinds"].new_tensor([0, 1])) / drawn).clamp(min=1)
     shift = stands_for.log()[:, None, :, None]  # [B, 1, 2, 1]
     itself = torch.eye(positions, dtype=torch.bool, device=scores.device)
@@ -178,14 +183,13 @@ def _next_item_loss(scores: Tensor, tensors: Arrays) -> Tensor:
     return torch.cat([among, others], -1).logsumexp(-1) - own
 
 
-def _among_targets(scores: Tensor, tensors: Arrays) -> Tensor:
-    """Scores of the batch's own targets only [B, P, P]: repeated and absent ones are masked."""
-    real = tensors["real"]
-    positions = real.shape[-1]
-    targets = tensors["candidates"][..., :positions]
-    absent = ~real[..., None, :] & real[..., :, None]  # as wide as the batch, not as the user
-    among = mask_repeated_targets(scores[..., :positions], targets)
-    return among.masked_fill(absent, -torch.inf)
+def _among_targets(scores: Tensor, tensors: Arrays, others: Tensor) -> Tensor:
+    """Scores of the batch's own targets only [B, P, P], each one's own and those of ``others``
+    [B, P] that are another item; the rest is masked."""
+    positions = others.shape[-1]
+    itself = torch.eye(positions, dtype=torch.bool, device=scores.device)
+    among = mask_repeated_targets(scores[..., :positions], tensors["candidates"][..., :positions])
+    return among.masked_fill(~(others[..., None, :] | itself), -torch.inf)
 
 
 def _alignment_loss(content: Tensor, ids: Tensor, tensors: Arrays, temperature: float) -> Tensor:
@@ -195,7 +199,7 @@ def _alignment_loss(content: Tensor, ids: Tensor, tensors: Arrays, temperature: 
     met, positions = tensors["met"], tensors["real"].shape[-1]
     query = functional.normalize(content[..., :positions, :], dim=-1)
     cosines = query @ functional.normalize(ids, dim=-1).mT / temperature  # [B, P, N]
-    among = _among_targets(cosines, tensors)
+    among = _among_targets(cosines, tensors, tensors["real"])
     others = cosines[..., positions:].masked_fill(met[:, None], -torch.inf)
     own = among.diagonal(dim1=-2, dim2=-1)
     loss = torch.cat([among, others], -1).logsumexp(-1) - own

@@ -32,7 +32,7 @@ class Bank:
 
     def memories(self, content: Content) -> Memories:
         """The bank with its features."""
-        return Memories(content.visual[self.items], content.text[self.items], self.held)
+        return Memories(self.items, content.visual[self.items], content.text[self.items], self.held)
 
 
 class Recall:

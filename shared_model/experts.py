@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 SHARPNESS = 10.0  # unit vectors have dot products in [-1, 1], far too flat for a softmax
+# Pictures tell items apart better than they tell tastes: on a smaller scale, what maps them learns
+# slower, and generalises better to items that nobody has seen (docs/log.md, "cold items").
+_PICTURE_SCALE = 0.3
 
 
 class VisualExpert(nn.Module):
@@ -33,7 +36,7 @@ class VisualExpert(nn.Module):
 
     def values(self, memory: Tensor) -> Tensor:
         """``memory`` [B, L, V] -> [B, 1, L, V]."""
-        found: Tensor = self.output(memory)
+        found: Tensor = self.output(_PICTURE_SCALE * memory)
         return found[:, None]
 
 
@@ -79,5 +82,6 @@ class Experts(nn.Module):
 
     def content(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
         """Content in ID space: [..., N, V], [..., N, S] and weights [..., N, 2] -> [..., N, D]."""
-        heads = torch.stack([self.visual_head(visual), self.text_head(text)], -2)
+        pictures = self.visual_head(_PICTURE_SCALE * visual)
+        heads = torch.stack([pictures, self.text_head(text)], -2)
         return (weights[..., None] * heads).sum(-2)

@@ -31,19 +31,22 @@ class CrossModalFusion(nn.Module):
         logits: Tensor,
         values: Tensor,
         held: Tensor,
+        unknown: Tensor,
         sequence: Tensor,
         vectors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """One modality's token: its match with the state and its say about the candidate.
 
         ``logits`` [B, H, N, L] and ``values`` [B, H, L, dim] of the expert, ``held`` [B, P, L]
-        bool, ``sequence`` [B, P, D], ``vectors`` [B or 1, N, D] -> two of [B, P, N].
+        bool: what a position remembers, ``unknown`` [B or 1, N, L] bool: what a candidate must not
+        meet there, ``sequence`` [B, P, D], ``vectors`` [B or 1, N, D] -> two of [B, P, N].
 
         The expert's output never exists: both results are linear in it, and so are averages over
         memory of numbers that each remembered item has by itself. A memory that holds nothing
         answers 0.
         """
         strength = (logits - logits.amax(-1, keepdim=True).detach()).clamp(min=_FLOOR).exp()
+        strength = strength.masked_fill(unknown[:, None], 0.0)
         holds = held[:, None].to(strength.dtype)  # [B, 1, P, L]
         total = strength @ holds.mT  # [B, H, N, P]
         total = total + (total == 0).to(total.dtype)

@@ -22,12 +22,14 @@ class Candidates:
     visual: Tensor  # [B or 1, N, V], zero = missing
     text: Tensor  # [B or 1, N, S], zero = missing
     cold: Tensor  # [B or 1, N] bool: scored by content, the ID embedding means nothing
+    names: Tensor  # [B or 1, N] item indices
 
 
 @dataclass(frozen=True)
 class Memories:
     """What users remember: a bank of items, and which of them a position's memory holds."""
 
+    names: Tensor  # [B, L] item indices
     visual: Tensor  # [B, L, V], zero = missing
     text: Tensor  # [B, L, S]
     held: Tensor  # [B, P, L] bool
@@ -45,6 +47,9 @@ class Scores:
 
 class Mixture(nn.Module):
     """Scores candidates by ``(sequence + gate * aux) . item``, unnormalised as in every stage.
+
+    A cold candidate is in nobody's memory, so one that is treated as cold does not meet itself
+    there: else it would learn from having been seen, and unseen items like it would suffer.
 
     ``aux`` starts at exactly zero, since the fusion's output does. Without a router (Stage 2) the
     modalities that an item has count the same.
@@ -89,6 +94,7 @@ class Mixture(nn.Module):
     ) -> Tensor:
         """``aux . item`` of every candidate: [B, P, N]."""
         experts, memory = self.experts, memories
+        unknown = _remembered(items, memory) & items.cold[..., None]
         visual = experts.visual.logits(items.visual, memory.visual)
         text = experts.text.logits(vectors, memory.text)
         halves = {
@@ -98,10 +104,17 @@ class Mixture(nn.Module):
         tokens = []
         for modality, (logits, values, features) in halves.items():
             held = memory.held & features.any(-1)[:, None]
-            tokens.append(self.fusion.token(modality, logits, values, held, sequence, vectors))
+            tokens.append(
+                self.fusion.token(modality, logits, values, held, unknown, sequence, vectors)
+            )
         matches, says = (torch.stack(parts, -1) for parts in zip(*tokens, strict=True))
         said: Tensor = self.fusion(matches, says, weights)
         return said
+
+
+def _remembered(items: Candidates, memories: Memories) -> Tensor:
+    """Which remembered item is the candidate itself: [B, N, L] bool."""
+    return items.names[..., None] == memories.names[:, None]
 
 
 def mask_repeated_targets(scores: Tensor, targets: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from shared_model.stages import STAGES, Stage, names_of
 Arrays = dict[str, Tensor]
 
 _EMBEDDING_STD = 0.07
+# Heads start small: what training never reaches stays in what they say of items it never saw.
+_SMALL = ("mixture.experts.visual_head.weight", "mixture.experts.text_head.weight")
 # A stage starts where the last one ended (invariant 2); the layers before them move one step later.
 _ZERO = ("mixture.fusion.output.weight", "mixture.router.weigh.weight")
 
@@ -100,6 +102,7 @@ def _initialise(name: str, parameter: Tensor, seed: int) -> None:
         generator = torch.Generator().manual_seed(stable_hash(seed, "init", name) >> 1)
         tables = ("item_embedding.weight", "backbone.positions")
         std = _EMBEDDING_STD if name in tables else _glorot_std(*parameter.shape)
+        std *= 0.1 if name in _SMALL else 1.0
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
     if name == "item_embedding.weight":
         parameter[PAD] = 0.0

@@ -47,7 +47,7 @@ class Stage:
 _MIXTURE = ("experts", "fusion", "gate")
 STAGES: dict[int, Stage] = {
     1: Stage(1, "ID backbone", ("item_embedding", "backbone"), (), 60, 0.008),
-    2: Stage(2, "alignment", _MIXTURE, ("item_embedding", "backbone"), 30, 0.008),
+    2: Stage(2, "alignment", _MIXTURE, ("item_embedding", "backbone"), 30, 0.005),
     3: Stage(
         3, "routed mixture", ("backbone", *_MIXTURE, "router"), ("item_embedding",), 30, 0.003
     ),

@@ -62,6 +62,7 @@ class TableModel(nn.Module):
         last, ids = sequence[0, :, 0], items.ids[0, :, 0].long()
         shown, read = items.visual[0, :, 0].long(), items.text[0, :, 0].long()
         assert (shown == read).all()
+        assert (shown == items.names[0]).all()
         by_content = self.content_table[last][:, shown]
         scores = torch.where(items.cold[0], by_content, self.table[last][:, ids])
         bank = functional.one_hot(memories.visual[0, :, 0].long(), ITEMS + 1).float()

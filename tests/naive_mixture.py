@@ -37,13 +37,15 @@ def random_mixture(routed: bool, scale: float = 0.4, gate: float = 0.7) -> Mixtu
 
 
 def random_world(shared: bool, candidates: int = N) -> World:
-    """Missing modalities, cold candidates, an empty memory, a bank that ends in padding."""
+    """Missing modalities, cold candidates, an empty memory, a bank that ends in padding; three
+    candidates stand in the bank, two of them cold."""
     rows = 1 if shared else B
     visual, text = unit(rows, candidates, V), unit(rows, candidates, S)
     visual[:, 1] = text[:, 2] = visual[:, 3] = text[:, 3] = 0
     cold = torch.zeros(rows, candidates, dtype=torch.bool)
     cold[:, [0, 2, 3]] = True
-    items = Candidates(torch.randn(rows, candidates, D).double(), visual, text, cold)
+    names = torch.tensor([1, 2, 4, 10, 11])[:candidates].expand(rows, -1)
+    items = Candidates(torch.randn(rows, candidates, D).double(), visual, text, cold, names)
     return World(torch.randn(B, P, D).double(), items, random_memories())
 
 
@@ -56,7 +58,8 @@ def random_memories() -> Memories:
     held[0, 0] = False  # nothing remembered yet
     held[1, 0] = torch.arange(L) == 2  # something, but no picture
     held[1, 1] = torch.arange(L) == 0  # one item
-    return Memories(visual, text, held)
+    names = torch.arange(1, L + 1).expand(B, -1) * (torch.arange(L) < L - 2)
+    return Memories(names, visual, text, held)
 
 
 def unit(*shape: int) -> Tensor:
@@ -64,7 +67,7 @@ def unit(*shape: int) -> Tensor:
 
 
 def naive_scores(mixture: Mixture, world: World) -> Tensor:
-    """Scores [B, P, N] by loops."""
+    """Scores [B, P, N] by loops. A cold candidate does not meet itself in memory."""
     rows, number = world.items.cold.shape
     users, positions = world.sequence.shape[:2]
     scores = torch.empty(users, positions, number, dtype=torch.float64)
@@ -73,10 +76,12 @@ def naive_scores(mixture: Mixture, world: World) -> Tensor:
             for n in range(number):
                 row = 0 if rows == 1 else b
                 one = {k: v[row, n] for k, v in vars(world.items).items()}
+                memories = world.memories
                 remembered = [
-                    (world.memories.visual[b, m], world.memories.text[b, m])
-                    for m in range(world.memories.held.shape[-1])
-                    if world.memories.held[b, p, m]
+                    (memories.visual[b, m], memories.text[b, m])
+                    for m in range(memories.held.shape[-1])
+                    if memories.held[b, p, m]
+                    and not (one["cold"] and memories.names[b, m] == one["names"])
                 ]
                 scores[b, p, n] = naive_score(mixture, world.sequence[b, p], one, remembered)
     return scores

@@ -34,6 +34,7 @@ def halves(dim: int, rows: int = B) -> dict[str, Tensor]:
         "logits": 3 * torch.randn(B, HEADS, N, L).double(),
         "values": torch.randn(B, HEADS, L, dim).double(),
         "held": held,
+        "unknown": torch.rand(rows, N, L) > 0.8,
         "sequence": torch.randn(B, P, D).double(),
         "vectors": torch.randn(rows, N, D).double(),
     }
@@ -48,8 +49,9 @@ def test_a_token_equals_a_loop_over_what_is_held(modality: str, rows: int) -> No
     assert match.shape == say.shape == (B, P, N)
     for b in range(B):
         for p in range(P):
-            slots = given["held"][b, p].nonzero().flatten()
             for n in range(N):
+                known = given["held"][b, p] & ~given["unknown"][b % rows, n]
+                slots = known.nonzero().flatten()
                 found = torch.zeros(DIMS[modality]).double()
                 for head in range(HEADS):
                     weights = given["logits"][b, head, n, slots].softmax(0)
@@ -94,9 +96,24 @@ def test_extreme_logits_have_finite_answers_and_gradients(spread: float) -> None
             torch.testing.assert_close(new[:2], old[:2], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("spread", [30.0, 80.0, 120.0, 1e4])
+def test_what_is_held_has_all_the_weight_however_far_from_the_best(spread: float) -> None:
+    """Where all remembered values are one, any weights that sum to one find just that."""
+    fusion, given = randomised().float(), halves(V)
+    given = {k: v if v.dtype == torch.bool else v.float() for k, v in given.items()}
+    given["held"] = torch.rand(B, P, L) > 0.2
+    given["held"][..., 0], given["held"][..., 1] = False, True
+    given["unknown"][..., 1] = False
+    given["values"] = given["values"][:, :, :1].expand(-1, -1, L, -1)
+    before = fusion.token("visual", **given)
+    given["logits"][..., 0] = spread
+    for new, old in zip(fusion.token("visual", **given), before, strict=True):
+        torch.testing.assert_close(new, old, atol=1e-4, rtol=1e-4)
+
+
 def halves_of(given: dict[str, Tensor], slots: slice) -> dict[str, Tensor]:
     """The same with a part of the bank."""
-    kept = {"logits": given["logits"][..., slots], "held": given["held"][..., slots]}
+    kept = {name: given[name][..., slots] for name in ("logits", "held", "unknown")}
     return given | kept | {"values": given["values"][:, :, slots]}
 
 

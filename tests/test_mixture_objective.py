@@ -103,7 +103,9 @@ def naive_loss(
         result = model.mix()(state[None, None], candidates(objective, among), held)
         scores, own = result.scores[0, 0].double(), among.index(target)
         shift = torch.zeros(len(among)).double()
-        shift[: len(targets)] = np.log(max(1, (len(set(train)) - 1) / max(1, len(targets) - 1)))
+        known = (~objective.as_cold[targets]).nonzero().flatten()  # the others are left out
+        shift[: len(targets)] = -torch.inf
+        shift[known] = np.log(max(1, (len(set(train)) - 1) / max(1, len(known) - 1)))
         shift[own] = 0
         stands_for = (warm - len(set(train))) / max(1, len(negatives))
         shift[len(targets) :] = np.log(max(1, stands_for))
@@ -124,13 +126,13 @@ def naive_loss(
 def candidates(objective: MixtureObjective, items: list[int]) -> Candidates:
     content, ids = objective.content, objective.model.item_embedding.weight[items]
     as_cold = objective.as_cold[items]
-    return Candidates(
-        ids[None], content.visual[items][None], content.text[items][None], as_cold[None]
-    )
+    parts = (ids, content.visual[items], content.text[items], as_cold, torch.tensor(items))
+    return Candidates(*(part[None] for part in parts))
 
 
 def nothing() -> Memories:
-    return Memories(torch.zeros(1, 1, V), torch.zeros(1, 1, S), torch.zeros(1, 1, 1) > 0)
+    features = torch.zeros(1, 1, V), torch.zeros(1, 1, S)
+    return Memories(torch.zeros(1, 1), *features, torch.zeros(1, 1, 1) > 0)
 
 
 def memory_before(objective: MixtureObjective, row: int, place: int) -> Memories:
@@ -140,7 +142,8 @@ def memory_before(objective: MixtureObjective, row: int, place: int) -> Memories
     items = [item for item in memory.slots[0].tolist() if item]
     content = objective.content
     held = torch.ones(1, 1, len(items), dtype=torch.bool)
-    return Memories(content.visual[items][None], content.text[items][None], held)
+    features = content.visual[items][None], content.text[items][None]
+    return Memories(torch.tensor([items]), *features, held)
 
 
 @STAGE

@@ -89,7 +89,7 @@ def test_users_as_positions_of_one_score_as_users_of_their_own(
     candidates = torch.arange(ITEMS + 1)[None]
     cold = torch.arange(ITEMS + 1)[None] > 30
     everything = Candidates(
-        ids[candidates], features.visual[candidates], features.text[candidates], cold
+        ids[candidates], features.visual[candidates], features.text[candidates], cold, candidates
     )
     together = mixture(sequence[None], everything, shared_bank(memories).memories(features))
     rows = 1 if shared_candidates else users

