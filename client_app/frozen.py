@@ -6,6 +6,7 @@ the node asks for it again.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -42,7 +43,8 @@ def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:
         temporary.write_bytes(save(arrays))
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise NodeError(
             "cannot keep the frozen groups",
             where=str(path),

@@ -97,12 +97,14 @@ class MixtureObjective:
         total = _mean(next_item, real) + plan.alignment_weight * _mean(weighted, real)
         if "router" in self.model.stage.trained:
             total = total + plan.balance_weight * balance
+        listed = (tensors["candidates"] != PAD).sum(-1)  # [B]; padding has weight 0
+        padding = tensors["candidates"].shape[-1] / listed
         logs = {
             "alignment": _mean(alignment, real),
             "load_balance": balance,
-            "router_visual": result.weights[..., 0].mean(-1),
-            "router_text": result.weights[..., 1].mean(-1),
-            "router_entropy": entropy(result.weights),
+            "router_visual": result.weights[..., 0].mean(-1) * padding,
+            "router_text": result.weights[..., 1].mean(-1) * padding,
+            "router_entropy": entropy(result.weights) * padding,
             **dict(zip(MEMORY_LOGS, tensors["memory"].unbind(-1), strict=True)),
         }
         detached = {name: value.detach() for name, value in logs.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared_model.experts import _PICTURE_SCALE as PICTURE_SCALE
 from shared_model.mixture import Candidates, Memories, Mixture
 
 B, P, N, L = 3, 2, 5, 7  # users, positions, candidates, items of a bank
@@ -91,7 +92,7 @@ def naive_score(mixture: Mixture, state: Tensor, item: Any, remembered: list[Any
     """(state + gate * aux) . vector, with vector the ID embedding, or the content of a cold one."""
     prior = naive_weights(mixture, item["visual"], item["text"])
     experts = mixture.experts
-    content = prior[0] * experts.visual_head(item["visual"])
+    content = prior[0] * experts.visual_head(PICTURE_SCALE * item["visual"])
     content = content + prior[1] * experts.text_head(item["text"])
     vector = content if item["cold"] else item["ids"]
     pictures = [picture for picture, _ in remembered if picture.any()]
@@ -134,7 +135,7 @@ def naive_visual(expert: Any, picture: Tensor, memory: list[Tensor]) -> Tensor:
         weights = softmax([(picture * expert.sharpness * other).sum() for other in memory])
         for weight, other in zip(weights, memory, strict=True):
             found = found + weight * other
-    result: Tensor = expert.output.weight @ found
+    result: Tensor = expert.output.weight @ (PICTURE_SCALE * found)
     return result
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from server_app.app import VERSION
+from shared_model.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("client_app", "server_app", "shared_model", "tools", "benchmarks")
@@ -66,6 +67,18 @@ def test_every_config_key_is_documented() -> None:
     for key, default in project["tool"]["flwr"]["app"]["config"].items():
         shown = str(default).lower() if isinstance(default, bool) else default
         assert f"| `{key}` | `{shown!s}` |" in text or f'| `{key}` | `"{shown}"` |' in text, key
+
+
+def test_the_stages_own_defaults_are_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    stages = STAGES.values()
+    for key, values in (
+        ("num-rounds", [stage.default_rounds for stage in stages]),
+        ("server-learning-rate", [stage.default_rate for stage in stages]),
+    ):
+        *first, last = map(str, values)
+        assert f"({', '.join(first)} and {last}" in rows[key], key
 
 
 def test_the_file_map_is_true() -> None:

@@ -7,7 +7,19 @@ from torch import Tensor, nn
 from shared_model.experts import SHARPNESS, Experts, SemanticExpert, VisualExpert
 from shared_model.model import ModelShape, build
 from shared_model.stages import STAGES
-from tests.naive_mixture import HEADS, B, D, L, N, S, V, naive_semantic, naive_visual, unit
+from tests.naive_mixture import (
+    HEADS,
+    PICTURE_SCALE,
+    B,
+    D,
+    L,
+    N,
+    S,
+    V,
+    naive_semantic,
+    naive_visual,
+    unit,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +81,8 @@ def test_content_is_the_weighted_sum_of_both_heads() -> None:
     content = experts.content(visual, text, weights)
     for b in range(B):
         for n in range(N):
-            seen = experts.visual_head.weight @ visual[b, n] + experts.visual_head.bias
+            picture = PICTURE_SCALE * visual[b, n]
+            seen = experts.visual_head.weight @ picture + experts.visual_head.bias
             read = experts.text_head.weight @ text[b, n] + experts.text_head.bias
             expected = weights[b, n, 0] * seen + weights[b, n, 1] * read
             torch.testing.assert_close(content[b, n], expected)

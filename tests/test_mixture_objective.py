@@ -225,3 +225,19 @@ def test_a_share_of_the_known_items_is_scored_by_content(dataset: Dataset) -> No
     assert len({mask.tobytes() for mask in masks}) == len(masks)  # others in each round
     none = dataclasses.replace(MIXING, id_dropout=0.0)
     assert (objective_of(dataset, mixing=none).as_cold.numpy() == dataset.cold).all()
+
+
+def test_the_record_counts_what_memories_did_up_to_the_last_target(dataset: Dataset) -> None:
+    objective = objective_of(dataset)
+    batch, written = objective.batch(everyone(dataset)), 0.0
+    for user in range(dataset.num_users):
+        train, recall = train_items(dataset, user), objective.recall
+        last = np.array([max(train.index(item) for item in own_targets(batch, user))])
+        (memory,) = recall.memories(objective.model, np.array([user]), [last], objective.settings)
+        long_term = np.count_nonzero(memory.slots[0, MIXING.short_term :])
+        left, short = max(0, last[0] - MIXING.short_term), min(last[0], MIXING.short_term)
+        expected = [left, memory.writes, short, long_term]
+        assert batch.tensors["memory"][user].tolist() == expected
+        assert long_term <= memory.writes <= left
+        written += memory.writes
+    assert written > 20
