@@ -17,6 +17,7 @@ from shared_model.mixture import Candidates
 from shared_model.model import Recommender
 
 _BATCH = 64
+_CELLS = 16_000_000  # candidates times remembered items at once: 64 MB a head
 
 
 @torch.no_grad()
@@ -103,18 +104,28 @@ def _mixed_scores(
 
     And the same with each user's own target by content: the score it would have if it were cold.
     """
-    device, content = hidden.device, recall.content
+    device = hidden.device
     memories = recall.memories(model, rows, [np.array([n]) for n in lengths], memory)
-    banked = shared_bank(memories).to(device).memories(content)
-    catalogue = torch.arange(len(content.visual), device=device)[None]
-    ids, cold = model.item_embedding.weight, torch.from_numpy(recall.dataset.cold).to(device)
-    everything = Candidates(
-        ids[None], content.visual[None], content.text[None], cold[None], catalogue
-    )
-    scores = model.mix()(hidden[None], everything, banked).scores[0].cpu()
+    bank = shared_bank(memories).to(device)
+    banked = bank.memories(recall.content)
+    cold = torch.from_numpy(recall.dataset.cold).to(device)
+
+    def score(items: Tensor, as_cold: Tensor) -> Tensor:
+        candidates = _candidates(model, recall, items, as_cold)
+        scores: Tensor = model.mix()(hidden[None], candidates, banked).scores[0]  # [B, N]
+        return scores
+
+    # A large catalogue is scored in parts: what all candidates meet in memory is [N, L].
+    size = max(1, _CELLS // bank.items.shape[1])
+    parts: tuple[Tensor, ...] = torch.arange(len(cold), device=device).split(size)  # type: ignore[no-untyped-call]
+    scores = torch.cat([score(part, cold[part]) for part in parts], 1).cpu()
     own = targets.to(device)
-    alone = Candidates(
-        ids[own][None], content.visual[own][None], content.text[own][None], own[None] > 0, own[None]
-    )
-    by_content = model.mix()(hidden[None], alone, banked).scores[0].diagonal().cpu()  # of [B, B]
+    by_content = score(own, torch.ones_like(own, dtype=torch.bool)).diagonal().cpu()  # of [B, B]
     return scores, scores.scatter(1, targets[:, None], by_content[:, None])
+
+
+def _candidates(model: Recommender, recall: Recall, items: Tensor, cold: Tensor) -> Candidates:
+    """Items [N] as candidates that all users share; ``cold`` [N] ones are scored by content."""
+    ids, content = model.item_embedding.weight[items], recall.content
+    shared = (ids, content.visual[items], content.text[items], cold, items)
+    return Candidates(*(part[None] for part in shared))

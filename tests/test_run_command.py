@@ -22,7 +22,16 @@ from hypothesis import strategies as st
 from client_app.data import Dataset
 from shared_model.errors import ConfigError
 from tools import cli
-from tools.run_command import as_toml, checked, federation_config, merge, own_app, typed, verdict
+from tools.run_command import (
+    as_toml,
+    by_stage,
+    checked,
+    federation_config,
+    merge,
+    own_app,
+    typed,
+    verdict,
+)
 from tools.superlink import Outcome, RunError, open_superlink, read_answer, read_outcome
 
 Feddmmr = Callable[..., tuple[int, str, str]]
@@ -92,6 +101,26 @@ def test_an_unreadable_file_is_named(content: bytes | None, tmp_path: Path) -> N
         file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"unreadable config file; where: .*broken\.toml"):
         merge([file], [])
+
+
+def test_a_table_of_a_stage_wins_over_the_file_and_the_command_line_over_both() -> None:
+    file = {"seed": 1, "num-rounds": 3, "stage-2": {"num-rounds": 7, "dropout": 0.4}}
+    runs = by_stage(file, {"run": "mine", "dropout": 0.1})
+    assert [run["stage"] for run in runs] == [1, 2, 3]
+    assert [run["num-rounds"] for run in runs] == [3, 7, 3]
+    assert all(run["dropout"] == 0.1 and run["run"] == "mine" and run["seed"] == 1 for run in runs)
+    assert by_stage(file, {"stage": 2}) == [
+        {"seed": 1, "num-rounds": 7, "dropout": 0.4, "stage": 2}
+    ]
+
+
+def test_without_tables_one_run_is_submitted_as_it_is() -> None:
+    assert by_stage({"seed": 1}, {"stage": 0}) == [{"seed": 1, "stage": 0}]
+
+
+def test_an_unknown_table_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"stage-4"):
+        by_stage({"stage-4": {"seed": 1}}, {})
 
 
 def test_settings_are_the_defaults_under_the_overrides() -> None:
