@@ -115,7 +115,7 @@ class Whole:
 
 
 def write_mixed(folder: Path) -> Path:
-    """24 users with 4 to 27 items; cold items among them, some pictures and texts missing."""
+    """24 users with 8 to 31 items; cold items among them, some pictures and texts missing."""
     random = np.random.default_rng(5)
     rows = [
         (user, item, time)
@@ -320,7 +320,6 @@ def test_a_node_that_lost_its_frozen_groups_asks_again(
     assert len(seen.frozen_sent(2)) == 2 * NODES
     assert record["sha256"] == whole.stage(2)["sha256"]
     first = whole.stage(2)["rounds"]
-    assert [e["bytes_down"] > f["bytes_down"] for e, f in zip(record["rounds"], first, strict=True)]
     more = [e["bytes_down"] - f["bytes_down"] for e, f in zip(record["rounds"], first, strict=True)]
     assert more[2] > 0 == more[0] == more[1] == more[3]
     assert not any(entry["dropped"] for entry in record["rounds"])
@@ -340,7 +339,8 @@ def test_a_cut_off_run_ends_in_the_same_bytes(
         whole.go(home, stage=0)
     with watching() as seen:
         manifest = whole.go(home, stage=0)
-    assert min(seen.arrays) == ((at[0], at[1] + 1) if at[1] < 3 else min(seen.arrays))
+    every = {(number, round_) for number in (2, 3) for round_ in range(4)}
+    assert set(seen.arrays) == {now for now in every if now > at}  # no round is done twice
     for number in (2, 3):
         record = without_seconds(manifest["stages"][str(number)])
         assert record == without_seconds(whole.stage(number))
@@ -370,7 +370,7 @@ def test_rounds_say_what_the_mixture_does(whole: Whole) -> None:
         for entry in whole.stage(number)["rounds"][1:]:
             router, losses, memory = entry["router"], entry["losses"], entry["memory"]
             arrays = whole.seen.arrays[number, entry["round"]]
-            assert entry["gate"] == float(arrays["mixture.gate"]) != 1.0
+            assert entry["gate"] == float(arrays["mixture.gate"])
             assert set(router) == {"visual", "text", "entropy"}
             assert 0 < router["visual"] < 1
             assert 0.6 < router["visual"] + router["text"] <= 1 + 1e-6  # some items have neither
@@ -382,5 +382,6 @@ def test_rounds_say_what_the_mixture_does(whole: Whole) -> None:
             assert 0 < memory["write_rate"] <= 1
             assert 0 < memory["short_term"] <= 4
             assert 0 < memory["long_term"] <= 5
+    assert whole.stage(2)["rounds"][-1]["gate"] != 1.0
     balances = [entry["losses"]["load_balance"] for entry in whole.stage(3)["rounds"][1:]]
     assert balances[0] < 1e-9 < balances[-1]  # the router starts even, and is trained
