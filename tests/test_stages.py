@@ -1,4 +1,7 @@
-"""All three stages in process: order, arrays, messages, resume and records (docs/stages.md)."""
+"""All three stages in process: order, arrays, messages, resume and records (docs/stages.md).
+
+Over 300 lines on purpose: every claim is about the same run, which is trained once.
+"""
 
 import json
 import shutil
