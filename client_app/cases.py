@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client_app.data import Dataset, Ints, Rows, Split, input_lengths, pad_batch
 from client_app.groups import candidates
-from shared_model.seeds import mix, stable_hash
+from shared_model.seeds import STRIDE, mix, stable_hash
 
 NUM_NEGATIVES = 100
 
@@ -89,7 +89,7 @@ def _uniform_negatives(seed: int, keys: np.ndarray, pool: Ints, excluded: np.nda
     wanted = np.minimum(NUM_NEGATIVES, len(pool) - excluded[:, pool].sum(1))
     draws = 2 * NUM_NEGATIVES
     while True:
-        names = np.arange(draws, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
+        names = np.arange(draws, dtype=np.uint64) * STRIDE
         drawn = pool[mix(seed, keys[:, None] ^ names) % np.uint64(len(pool))]  # [B, draws]
         usable = ~np.take_along_axis(excluded, drawn, 1) & _first_of_its_kind(drawn)
         if (usable.sum(1) >= wanted).all():

@@ -21,9 +21,7 @@ from shared_model.model import Arrays, Recommender
 from shared_model.plan import MEMORY_LOGS, MixturePlan, RoundPlan
 from shared_model.router import entropy, load_balance
 from shared_model.sasrec import PAD
-from shared_model.seeds import mix, stable_hash, uniform
-
-_ODD = np.uint64(0xD1342543DE82EF95)
+from shared_model.seeds import STRIDE, mix, stable_hash, uniform
 
 
 class MixtureObjective:
@@ -130,7 +128,7 @@ class MixtureObjective:
         places = (
             self.dataset.lengths(rows)[:, None] - targets.shape[1] + np.arange(targets.shape[1])
         )
-        names = self.dataset.user_keys[rows][:, None] ^ (places.astype(np.uint64) * _ODD)
+        names = self.dataset.user_keys[rows][:, None] ^ (places.astype(np.uint64) * STRIDE)
         draws = np.where(valid, uniform(self._hash("targets"), names), 2.0)
         count = min(self.mixing.targets, int(valid.sum(1).max()))
         columns = np.argsort(draws, axis=1, kind="stable")[:, :count]
@@ -140,7 +138,7 @@ class MixtureObjective:
         """Warm items drawn for each user: int64 [B, C]; which of them it was trained on, and so are
         no negatives: bool [B, C]; and how many items there are of both kinds: float32 [B, 2]."""
         warm = np.flatnonzero(~self.dataset.cold)[1:]  # without PAD
-        names = np.arange(self.mixing.negatives, dtype=np.uint64) * _ODD
+        names = np.arange(self.mixing.negatives, dtype=np.uint64) * STRIDE
         keys = self.dataset.user_keys[rows]
         drawn = warm[mix(self._hash("negatives"), keys[:, None] ^ names) % np.uint64(len(warm))]
         positives = membership(self.dataset, rows, self.dataset.lengths(rows) - 2)

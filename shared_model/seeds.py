@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 UInt64 = npt.NDArray[np.uint64]
 
+# key ^ (number * STRIDE) names a numbered draw about one user.
+STRIDE = np.uint64(0xD1342543DE82EF95)
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
