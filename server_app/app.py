@@ -28,7 +28,8 @@ VERSION = "0.1.0"  # of the app; pyproject.toml has the same (a test compares)
 
 # Keys that say where and how long, not what is trained: a resumed run may change them.
 _OPERATIONAL = {"stage", "run", "home", "dataset", "redo", "round_timeout", "min_nodes"}
-_OPERATIONAL |= {"node_timeout", "min_participation", "users_per_batch", "device"}
+_OPERATIONAL |= {"node_timeout", "min_participation", "checkpoint_every"}
+_OPERATIONAL |= {"users_per_batch", "device"}
 
 
 @app.main()

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,31 +18,42 @@ _MODEL, _OPTIMIZER = "model/", "optimizer/"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Temporary file, fsync, rename, fsync of the folder: ``path`` is whole or as it was."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Temporary file, fsync, rename, fsync of the folder: ``path`` is whole or as it was.
 
-    def write() -> None:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+    ``ManifestError`` if the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with _explained("cannot write an artifact", path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
 
-    _or_explain(write, path, temporary)
+
+def remove(path: Path) -> None:
+    """Delete an artifact that nobody needs. ``ManifestError`` if the folder cannot be written."""
+    with _explained("cannot delete an old artifact", path):
+        path.unlink(missing_ok=True)
 
 
-def _or_explain(write: Callable[[], None], path: Path, temporary: Path) -> None:
+@contextmanager
+def _explained(what: str, path: Path) -> Iterator[None]:
     try:
-        write()
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ManifestError(
-            "cannot write an artifact",
+            what,
             where=str(path),
             got=str(error),
             todo="free disk space or choose another 'home', then submit the same run again",
@@ -70,18 +82,19 @@ def load_checkpoint(path: Path, sha256: str, optimizer: ServerOptimizer | None =
 
     ``ManifestError`` if the file is missing, unreadable or not the one that was recorded.
     """
-    if not path.is_file() or file_sha256(path) != sha256:
+    try:
+        found = file_sha256(path) if path.is_file() else ""
+        named = load_file(path) if found == sha256 else {}
+    except (SafetensorError, OSError) as error:
+        raise ManifestError("unreadable checkpoint", where=str(path), got=str(error)) from error
+    if found != sha256:
         raise ManifestError(
             "a checkpoint is missing or was changed",
             where=str(path),
             expected=f"sha256 {sha256[:12]}",
-            got=file_sha256(path)[:12] if path.is_file() else "no file",
+            got=found[:12] or "no file",
             todo="restore the file, or train the stage again with redo=true",
         )
-    try:
-        named = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ManifestError("unreadable checkpoint", where=str(path), got=str(error)) from error
     if optimizer is not None:
         optimizer.state = _strip(named, _OPTIMIZER)
     return _strip(named, _MODEL)

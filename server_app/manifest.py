@@ -2,23 +2,20 @@
 
 Written last and atomically; a checkpoint counts only once the manifest names it. Two processes
 cannot write one run: the folder is locked while a run is open (the lock dies with its process).
+What the file looks like, and what of it is refused, is in seal.py.
 """
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-from server_app.checkpoint import write_atomically
+from server_app.checkpoint import remove, write_atomically
+from server_app.seal import FORMAT, sealed, unsealed
+from server_app.seal import Record as Record
 from shared_model.errors import ManifestError
 from shared_model.stages import Stage, stage_of
-
-FORMAT = 1
-_TOP = {"format", "run", "app", "dataset", "features", "stages", "superseded"}
-
-Record = dict[str, Any]
 
 # What a model means beyond its arrays' shapes, and what its evaluation is drawn from.
 _SHARED = ("seed", "hidden_size", "num_heads", "num_blocks", "max_length")
@@ -54,9 +51,8 @@ class Manifest:
         return record is not None and record["status"] == "complete"
 
     def save(self) -> None:
-        """Write the manifest, whole or not at all."""
-        text = json.dumps(self.data, indent=1, sort_keys=True, allow_nan=False)
-        write_atomically(self.path, text.encode())
+        """Write the manifest, sealed anew, whole or not at all."""
+        write_atomically(self.path, sealed(self.data))
 
     def remove_unnamed_checkpoints(self) -> None:
         """Delete the checkpoints that no record, superseded ones included, speaks of."""
@@ -65,7 +61,7 @@ class Manifest:
         named |= {record["last"].get("file") for record in records}
         for path in self.folder.glob("*.safetensors*"):  # and temporary files of a killed process
             if path.name not in named:
-                path.unlink()
+                remove(path)
 
     def bind(self, app: Record, dataset: Record, features: Record) -> None:
         """Tie a new run to its data; refuse to go on with an old one on other data."""
@@ -147,7 +143,8 @@ class Manifest:
 def open_manifest(home: Path, run: str) -> Iterator[Manifest]:
     """The manifest of ``home/runs/run``, locked; a new one if the run is new.
 
-    ``ManifestError`` if another process holds the run, or the file is not a manifest.
+    ``ManifestError`` if another process holds the run, its folder cannot be written, or the file
+    is not a manifest as it was saved.
     """
     folder = home / "runs" / run
     try:
@@ -161,34 +158,37 @@ def open_manifest(home: Path, run: str) -> Iterator[Manifest]:
             todo="choose a writable folder with home='/abs/path'",
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ManifestError(
-                "another process writes this run",
-                where=str(folder),
-                todo="wait for it to end, or choose another name with run='NAME'",
-            ) from error
+        _hold(lock, folder)
         yield Manifest(folder, _read(folder / "manifest.json", run))
 
 
+def _hold(lock: TextIO, folder: Path) -> None:
+    """Lock until the file is closed, or its process dies."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ManifestError(
+            "another process writes this run",
+            where=str(folder),
+            todo="wait for it to end, or choose another name with run='NAME'",
+        ) from error
+    except OSError as error:
+        raise ManifestError(
+            "the run's folder cannot be locked",
+            where=str(folder),
+            got=str(error),
+            todo="choose a folder on a local file system with home='/abs/path'",
+        ) from error
+
+
 def _read(path: Path, run: str) -> Record:
-    if not path.exists():
+    try:
+        return unsealed(path.read_bytes(), path)
+    except FileNotFoundError:
         empty: Record = {"app": {}, "dataset": {}, "features": {}, "stages": {}, "superseded": []}
         return {"format": FORMAT, "run": run} | empty
-    try:
-        data: Record = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ManifestError("unreadable manifest", where=str(path), got=str(error)) from error
-    if not isinstance(data, dict) or set(data) != _TOP or data["format"] != FORMAT:
-        raise ManifestError(
-            "not a manifest of this version",
-            where=str(path),
-            expected=f"format {FORMAT} with {', '.join(sorted(_TOP))}",
-            got=", ".join(sorted(data)) if isinstance(data, dict) else type(data).__name__,
-            todo="restore the file, or choose another name with run='NAME'",
-        )
-    return data
 
 
 def _require_same_config(old: Record, new: Record, path: Path) -> None:

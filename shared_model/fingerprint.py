@@ -1,9 +1,11 @@
 """Fingerprints by which server and nodes know that they run the same code on the same arrays."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -40,3 +42,13 @@ def file_sha256(path: Path) -> str:
     """Hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value. ``ValueError`` for NaN and infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def text_sha256(text: str) -> str:
+    """Hash of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()

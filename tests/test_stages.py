@@ -3,7 +3,6 @@
 Over 300 lines on purpose: every claim is about the same run, which is trained once.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from client_app.compile import write_dataset
 from client_app.data import Dataset
+from server_app.manifest import open_manifest
 from server_app.rounds import StageRun
 from shared_model import messages
 from shared_model.errors import ConfigError, FedDMMRError, ManifestError, ModelError
@@ -150,11 +150,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def edit_manifest(home: Path, stage: int, **changes: Any) -> dict[str, Any]:
-    path = home / "runs/default/manifest.json"
-    data = json.loads(path.read_text())
-    data["stages"][str(stage)].update(changes)
-    path.write_text(json.dumps(data))
-    record: dict[str, Any] = data["stages"][str(stage)]
+    """A record edited and sealed anew: damage that the seal does not show."""
+    with open_manifest(home, "default") as manifest:
+        record: dict[str, Any] = manifest.data["stages"][str(stage)]
+        record.update(changes)
+        manifest.save()
     return record
 
 
