@@ -7,7 +7,7 @@ The folder (format 1; data.py opens it, arrays as listed in folder.py):
                            cold item, empty), cold (0 or 1); row i is item index i + 1
     features.safetensors   optional: visual and text, float16, rows as in items.csv, zero = missing
     arrays/                the users as the app reads them, and user_ids.parquet for the tools
-    dataset.json           counts, encoders and the sha256 of every file
+    dataset.json           counts, encoders, the sha256 of every file and of all this
 """
 
 import hashlib
@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import save
 
-from client_app.folder import DTYPES, FORMAT, MIN_COLD_HISTORY, MIN_USER_ITEMS
+from client_app.folder import DTYPES, FORMAT, MIN_COLD_HISTORY, MIN_USER_ITEMS, sealed_info
 from client_app.groups import popularity_buckets
 from client_app.tables import check_features, check_interactions, check_items
 from shared_model.errors import DataError
@@ -226,5 +226,4 @@ def _write_info(folder: Path, content: dict[str, Any]) -> None:
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
     }
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    (folder / "dataset.json").write_text(text, encoding="utf-8")
+    (folder / "dataset.json").write_text(sealed_info(content), encoding="utf-8")

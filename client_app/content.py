@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from client_app.data import Dataset
+from client_app.folder import check_file
 from shared_model.config import MODALITIES
 from shared_model.errors import DataError
 
@@ -101,6 +102,7 @@ def _stored_dim(dataset: Dataset, kind: str) -> int:
 def _read(dataset: Dataset) -> dict[str, npt.NDArray[np.float16]]:
     """The file's arrays by modality, [I, dim] each, checked; one without columns is left out."""
     path = dataset.folder / FILE
+    check_file(path, dataset.features_sha256)  # now: the dataset may have been opened hours ago
     try:
         with safe_open(path, framework="numpy") as file:
             arrays = {kind: file.get_tensor(kind) for kind in file.keys()}  # noqa: SIM118

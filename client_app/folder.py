@@ -7,6 +7,8 @@ import csv
 import hashlib
 import json
 import os
+import re
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared_model.errors import DataError
+from shared_model.fingerprint import canonical, text_sha256
 
 FORMAT = 1
 PAD = 0
@@ -28,29 +31,54 @@ DTYPES = {
     "cold_target": np.dtype("<i4"),
     "cold_length": np.dtype("<i4"),
 }
+_RACY_NS = 1_000_000_000  # a file younger than this may change without its times showing it
+
+
+def sealed_info(info: dict[str, Any]) -> str:
+    """The text of dataset.json: `info` and the hash of it. ValueError for a NaN."""
+    content = info | {"sha256": text_sha256(canonical(info))}
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def read_info(folder: Path) -> dict[str, Any]:
+    """The content of dataset.json without its own hash, which is checked."""
     path = folder / "dataset.json"
     if not path.is_file():
         raise _not_imported(folder)
     try:
         info: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        _check_info(path, info)
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError("dataset.json cannot be read", where=str(path), got=str(error)) from error
-    found = info.get("format") if isinstance(info, dict) else info
+    required = {"items.csv", *(f"arrays/{name}.npy" for name in DTYPES)}
+    if lost := sorted(required - info["files"].keys()):
+        raise DataError("dataset.json lists too few files", where=str(path), expected=str(lost))
+    for name, sha256 in info["files"].items():
+        if not re.fullmatch(r"(\w+/)?\w+\.\w+ [0-9a-f]{64}", f"{name} {sha256}", re.ASCII):
+            raise DataError("dataset.json lists no such file", where=str(path), got=ascii(name))
+    return info
+
+
+def _check_info(path: Path, info: Any) -> None:
+    """Refuse another format, and what was changed since it was written; takes its hash out."""
+    found = info.get("format") if isinstance(info, dict) else "none"
     if found != FORMAT or not isinstance(info.get("files"), dict):
         raise DataError(
             "another dataset format",
             where=str(path),
             expected=f"format {FORMAT} and a list of files",
-            got=f"format {found!r}",
+            got=f"format {found!a:.80}",
             todo="import the source again with `feddmmr data import`",
         )
-    required = {"items.csv", *(f"arrays/{name}.npy" for name in DTYPES)}
-    if lost := sorted(required - info["files"].keys()):
-        raise DataError("dataset.json lists too few files", where=str(path), expected=str(lost))
-    return info
+    recorded = info.pop("sha256", "none: another version of the app wrote it")
+    if recorded != text_sha256(canonical(info)):
+        raise DataError(
+            "dataset.json was changed after the import",
+            where=str(path),
+            expected=f"sha256 {text_sha256(canonical(info))[:12]}",
+            got=ascii(recorded)[:80],
+            todo="import the source again with `feddmmr data import`",
+        )
 
 
 def _not_imported(folder: Path) -> DataError:
@@ -70,9 +98,13 @@ def _not_imported(folder: Path) -> DataError:
 
 
 def check_file(path: Path, expected: str) -> None:
+    """Refuse a file of another hash; it is read anew only if it may have changed since."""
     try:
         status = path.stat()
-        found = _sha256(path, status.st_size, status.st_mtime_ns)
+        times = (status.st_mtime_ns, status.st_ctime_ns)
+        racy = time.time_ns() - max(times) < _RACY_NS
+        hashed = _sha256.__wrapped__ if racy else _sha256
+        found = hashed(path, status.st_size, times)
     except OSError as error:
         raise DataError(
             "a dataset file is missing or unreadable", where=str(path), got=str(error.strerror)
@@ -88,8 +120,8 @@ def check_file(path: Path, expected: str) -> None:
 
 
 @lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """File hash; size and time are there so that a file is hashed once a process and version."""
+def _sha256(path: Path, size: int, times_ns: tuple[int, int]) -> str:
+    """File hash; size and times are there so that a file is hashed once a process and version."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

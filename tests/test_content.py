@@ -1,5 +1,6 @@
 """Features as a node uses them: against plain numpy, with each modality missing, and damaged."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 from client_app.content import NO_DIM, content_dims, open_content, side_by_side, unit_rows
 from client_app.data import Dataset, open_dataset
 from shared_model.errors import DataError
+from shared_model.fingerprint import file_sha256
 from shared_model.memory import MemorySettings, novelty_counts
 from tools.feature_files import read_features
 
@@ -132,18 +134,22 @@ def test_a_file_that_does_not_fit_is_refused(
 ) -> None:
     path = both.folder / "features.safetensors"
     save_file({kind: np.ascontiguousarray(array) for kind, array in arrays.items()}, path)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError, match="changed after the import"):
         open_content(both, "both")
+    with pytest.raises(DataError, match=message) as caught:
+        open_content(replace(both, features_sha256=file_sha256(path)), "both")
     assert str(path) in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_is_refused(both: Dataset) -> None:
     path = both.folder / "features.safetensors"
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="changed after the import"):
         open_content(both, "both")
-    path.unlink()
     with pytest.raises(DataError, match="cannot be read"):
+        open_content(replace(both, features_sha256=file_sha256(path)), "both")
+    path.unlink()
+    with pytest.raises(DataError, match="missing or unreadable"):
         open_content(both, "both")
 
 

@@ -1,7 +1,6 @@
 """Opening, splitting, partitioning and padding, against loops over plain lists."""
 
 import hashlib
-import json
 import subprocess
 import sys
 from itertools import pairwise
@@ -21,6 +20,7 @@ from client_app.data import (
     partition_rows,
     split_view,
 )
+from client_app.folder import sealed_info
 from shared_model.errors import DataError
 from shared_model.seeds import user_key
 
@@ -232,6 +232,9 @@ def test_changed_missing_and_foreign_files_are_refused(small_dataset: Dataset) -
     with pytest.raises(DataError, match=r"expected format 1.*got format 2"):
         open_dataset(folder)
     (folder / "dataset.json").write_text('{"format": 1, "files": {}}')
+    with pytest.raises(DataError, match=r"changed after the import.*another version of the app"):
+        open_dataset(folder)
+    (folder / "dataset.json").write_text(sealed_info({"format": 1, "files": {}}))
     with pytest.raises(DataError, match="lists too few files"):
         open_dataset(folder)
     (folder / "dataset.json").write_text("{")
@@ -245,7 +248,7 @@ def replace_array(dataset: Dataset, name: str, array: np.ndarray) -> Path:
     np.save(path, array)
     info = dataset.info | {"files": dict(dataset.info["files"])}
     info["files"][f"arrays/{name}.npy"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (dataset.folder / "dataset.json").write_text(json.dumps(info))
+    (dataset.folder / "dataset.json").write_text(sealed_info(info))
     return dataset.folder
 
 
