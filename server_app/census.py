@@ -3,10 +3,11 @@
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from shared_model import messages
@@ -18,9 +19,12 @@ from shared_model.messages import NodeReport
 _POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Census:
-    """The nodes of a run by Flower's (random) node id, in partition order."""
+    """The nodes of a run by Flower's (random) node id, in partition order.
+
+    One census serves all stages: a node that comes back under another id takes its old place.
+    """
 
     nodes: dict[int, NodeReport]
 
@@ -55,6 +59,10 @@ class Census:
     def dims(self) -> tuple[int, int]:
         """Dimensions of visual and text features; zeros where the dataset has no features."""
         return self._any.visual, self._any.text
+
+    def replace(self, old: int, new: int) -> None:
+        """Give the place of one node id to another."""
+        self.nodes = {new if id_ == old else id_: node for id_, node in self.nodes.items()}
 
     @property
     def _any(self) -> NodeReport:
@@ -98,8 +106,16 @@ def _ask(grid: Grid, node_ids: list[int], settings: Settings) -> dict[int, NodeR
         return {}
     reports = {}
     for reply in grid.send_and_receive(requests, timeout=settings.node_timeout):
+        if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+            continue  # it left while it was asked; its successor has another id
         reports[reply.metadata.src_node_id] = messages.read_report(messages.check_reply(reply))
     return reports
+
+
+def different_fields(known: NodeReport, newcomer: NodeReport) -> list[str]:
+    """In which fields two reports differ."""
+    names = [field.name for field in fields(NodeReport)]
+    return [name for name in names if getattr(known, name) != getattr(newcomer, name)]
 
 
 def _missing(reports: dict[int, NodeReport], min_nodes: int) -> str:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server_app.manifest import Manifest
+from shared_model.config import Settings
 from shared_model.metrics import PROTOCOLS
 
 Record = dict[str, Any]
@@ -36,9 +37,18 @@ def round_line(stage: int, num_rounds: int, entry: Record) -> str:
         parts.append(f"visual {router['visual']:.2f} text {router['text']:.2f}")
     traffic = f"{_size(entry['bytes_down'])} down {_size(entry['bytes_up'])} up"
     parts += [f"{entry['seconds']:.1f} s", traffic]
-    if entry["dropped"]:
-        parts.append("dropped " + ", ".join(drop["node"] for drop in entry["dropped"]))
+    for what in ("dropped", "clipped"):
+        if names := sorted({node["node"] for node in entry.get(what, [])}):
+            parts.append(f"{what} {_few(names)}")
     return "  ".join(parts)
+
+
+def resume_command(settings: Settings) -> str:
+    """What a user types to go on with a run that stopped."""
+    where = {"run": settings.run, "home": settings.home, "dataset": settings.dataset}
+    keys = " ".join(f"{key}='{value}'" for key, value in where.items() if value)
+    command = f'flwr run . --run-config "stage={settings.stage} {keys}"'
+    return f"submit the run again with all its settings, it resumes: {command}"
 
 
 def closing_table(manifest: Manifest) -> None:
@@ -61,6 +71,10 @@ def closing_table(manifest: Manifest) -> None:
 
 def _cell(values: dict[str, float] | None) -> str:
     return "-" if values is None else f"{values['hr@10']:.4f} / {values['ndcg@10']:.4f}"
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def _size(count: int) -> str:

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from client_app.data import Dataset
-from server_app import rounds
 from server_app.app import federate
-from server_app.rounds import StageRun
+from server_app.asking import Asking
 from shared_model.config import default_config, parse_settings
-from shared_model.errors import NodeError
+from shared_model.errors import NodeError, RoundError
 from tools.in_process import InProcessGrid
 
 
@@ -36,21 +35,21 @@ def test_a_round_is_tried_again_and_then_the_run_stops(
     run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tries: list[int] = []
-    original = StageRun._try_train
+    original = Asking._try_train
 
-    def fail(self: StageRun, round_: int, arrays: Any) -> Any:
+    def fail(self: Asking, round_: int, arrays: Any) -> Any:
         tries.append(round_)
         if round_ == 2 and len(tries) < limit:
-            raise rounds.RoundError("too few nodes answered")
+            raise RoundError("too few nodes answered")
         return original(self, round_, arrays)
 
-    monkeypatch.setattr(StageRun, "_try_train", fail)
+    monkeypatch.setattr(Asking, "_try_train", fail)
     limit = 3
     assert run(1, run="once")["stages"]["1"]["status"] == "complete"
     assert tries == [1, 2, 2, 3]
     tries.clear()
     limit = 99
-    with pytest.raises(rounds.RoundError):
+    with pytest.raises(RoundError):
         run(1, run="twice")
     assert tries == [1, 2, 2]
     path = tmp_path / "home/runs/twice/manifest.json"
@@ -72,7 +71,7 @@ def test_a_node_that_fails_once_in_a_retried_round_is_named(
         return list(push_all(self, kept))
 
     monkeypatch.setattr(InProcessGrid, "push_messages", push)
-    with pytest.raises(rounds.RoundError):
+    with pytest.raises(RoundError):
         run(3)
     failures.append(1)
     stage = run(3)["stages"]["1"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from server_app.asking import Asking
 from server_app.rounds import StageRun, selected
 from shared_model.errors import ManifestError
 from shared_model.model import ModelShape, build, read_groups
@@ -109,13 +110,13 @@ def test_early_stopping_waits_for_patience(run: Any) -> None:
 
 def test_test_split_is_opened_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     splits: list[tuple[int, str]] = []
-    original = StageRun._evaluate
+    original = Asking.evaluate
 
-    def spy(self: StageRun, round_: int, arrays: Any, split: Any) -> Any:
+    def spy(self: Asking, round_: int, arrays: Any, split: Any) -> Any:
         splits.append((round_, split))
         return original(self, round_, arrays, split)
 
-    monkeypatch.setattr(StageRun, "_evaluate", spy)
+    monkeypatch.setattr(Asking, "evaluate", spy)
     stage = run(1)["stages"]["1"]
     assert [s for s in splits if s[1] == "test"] == [(stage["best_round"], "test")]
     assert splits[-1][1] == "test"

@@ -1,0 +1,165 @@
+"""A real deployment for tests: one SuperLink and its SuperNodes, as processes of this machine.
+
+Every process has a HOME and a FLWR_HOME of its own below one folder, as if it ran on a machine of
+its own, and free ports; all are ended, by their process groups, when the context ends.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tools.superlink import Outcome, SuperLink, open_superlink
+
+PROJECT = Path(__file__).resolve().parents[1]
+_PROGRAMS = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Access:
+    """How SuperLink, nodes and `flwr` reach each other: here plainly, or with TLS and keys."""
+
+    superlink: Sequence[str] = ("--insecure",)
+    node: Sequence[str] = ("--insecure",)  # `{i}` stands for the node's number
+    connection: str = "insecure = true"  # lines of the connection in config.toml
+
+
+class Federation:
+    """A SuperLink with a SuperNode for each `--node-config`; a context manager."""
+
+    def __init__(self, folder: Path, nodes: Sequence[str], access: Access | None = None) -> None:
+        self.folder = folder
+        self.nodes = nodes
+        self.access = access or Access()
+        self.port, *self._node_ports = free_ports(1 + len(nodes))
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> "Federation":
+        with ExitStack() as stack:
+            stack.callback(self._end)
+            where = ["--host", "127.0.0.1", "--port", self.port]
+            state = ["--database", str(self.folder / "state.db")]
+            options = [*self.access.superlink, *where, *state]
+            self._start("superlink", "flower-superlink", options)
+            self._await_superlink()
+            for number in range(len(self.nodes)):
+                self.restart(number)
+            stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    @property
+    def home(self) -> Path:
+        """The home folder of the SuperLink, which `~` in run-config key `home` stands for."""
+        return self.folder / "superlink"
+
+    @property
+    def flower(self) -> SuperLink:
+        """The `flwr` commands of a user of this federation."""
+        environment = self._environment("user")
+        config = Path(environment["FLWR_HOME"]) / "config.toml"
+        config.parent.mkdir(parents=True, exist_ok=True)
+        address = f'address = "127.0.0.1:{self.port}"'
+        config.write_text(f"[superlink.tested]\n{address}\n{self.access.connection}\n")
+        return open_superlink("tested", environment)
+
+    def submit(self, run_config: Mapping[str, Any], app: Path = PROJECT) -> str:
+        """Submit the app; returns the run's id."""
+        path = self.folder / "run-config.toml"
+        path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in run_config.items()))
+        return self.flower.submit(app, path, "")
+
+    def wait(self, run_id: str) -> Outcome:
+        """How the run ended."""
+        return self.flower.wait(run_id)
+
+    def manifest(self, run: str) -> dict[str, Any]:
+        """The manifest of a run with home `~`, or nothing if it is not there yet."""
+        path = self.home / "runs" / run / "manifest.json"
+        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+    def kill(self, number: int) -> None:
+        """SIGKILL a SuperNode and all that it started, as when its machine dies."""
+        self._stop(f"node-{number}", signal.SIGKILL)
+
+    def restart(self, number: int) -> None:
+        """Start a SuperNode, again if it ran before."""
+        where = ["--superlink", f"127.0.0.1:{self.port}", "--port", self._node_ports[number]]
+        options = [option.replace("{i}", str(number)) for option in self.access.node]
+        config = ["--node-config", self.nodes[number]]
+        self._start(f"node-{number}", "flower-supernode", [*options, *where, *config])
+
+    def log(self, name: str) -> str:
+        """What `superlink` or `node-<i>` printed."""
+        return (self.folder / name / "log").read_text(errors="replace")
+
+    def _environment(self, name: str) -> dict[str, str]:
+        home = self.folder / name
+        home.mkdir(parents=True, exist_ok=True)
+        return os.environ | {
+            "HOME": str(home),
+            "FLWR_HOME": str(home / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "OMP_NUM_THREADS": "1",
+            "PATH": os.pathsep.join([str(_PROGRAMS), os.environ.get("PATH", os.defpath)]),
+        }
+
+    def _start(self, name: str, program: str, options: Sequence[str]) -> None:
+        environment = self._environment(name)
+        with (self.folder / name / "log").open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                [str(_PROGRAMS / program), *options],
+                env=environment,
+                cwd=self.folder / name,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a group of its own, to be ended with all that it starts
+            )
+
+    def _stop(self, name: str, with_signal: signal.Signals, seconds: float = 10.0) -> None:
+        process = self._running.pop(name)
+        for each in (with_signal, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, each)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+
+    def _end(self) -> None:
+        for name in reversed(list(self._running)):
+            self._stop(name, signal.SIGTERM)
+
+    def _await_superlink(self, seconds: float = 30.0) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", int(self.port)), 1.0):
+                return
+            if time.monotonic() > deadline or self._running["superlink"].poll() is not None:
+                raise TimeoutError(f"no SuperLink: {self.log('superlink')[-2000:]}")
+            time.sleep(0.1)
+
+
+def free_ports(count: int) -> list[str]:
+    """Ports that nobody listens on now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [str(each.getsockname()[1]) for each in sockets]
