@@ -1,40 +1,42 @@
-"""Reducing the nodes' sums to the round's mean update, in float64 and partition order."""
+"""Which updates can be used at all, and what they say together."""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from server_app.robust import combined
+from shared_model.config import Settings
 from shared_model.errors import NodeError
+from shared_model.messages import NodeReport
 from shared_model.model import Arrays, check_arrays
 from shared_model.plan import MIXTURE_LOGS, LocalUpdate
+
+_IMPOSSIBLE = 40.0  # nats: an honest node has such a round once in 10^17
 
 
 @dataclass(frozen=True)
 class RoundUpdate:
     """What the usable nodes of a round say together."""
 
-    delta: Arrays  # weighted mean update, float32
+    delta: Arrays  # the nodes' updates as one, float32
     loss: float  # mean over targets, nats
     targets: int
     participants: int
     logs: dict[str, float]  # sums over participants
 
 
-def check_update(update: LocalUpdate, arrays: Arrays, users: int, interactions: int) -> None:
-    """``NodeError`` or ``ModelError`` unless an update can be added to the others.
+def check_update(update: LocalUpdate, arrays: Arrays, node: NodeReport, settings: Settings) -> None:
+    """``NodeError`` or ``ModelError`` unless an honest node could have sent this.
 
-    ``users`` and ``interactions`` are what the node hosts: no honest sum exceeds them.
+    Names, shapes and dtypes are those of ``arrays``, numbers are finite, and the counts fit one
+    another, what the node reported of itself and the round's sampling. Norms are compared between
+    nodes, so they come later (``robust.norm_ratios``).
     """
     check_arrays(arrays, update.arrays)
-    limits = {"weight": interactions, "targets": interactions, "participants": users}
-    for name, limit in limits.items():
-        if not 0 <= getattr(update, name) <= limit:
-            raise NodeError(
-                f"unusable {name}", expected=f"0 to {limit}", got=str(getattr(update, name))
-            )
+    _check_counts(update, node, settings, mixes="mixture.gate" in arrays)
     if not math.isfinite(update.loss):
         raise NodeError("unusable loss", expected="a finite number", got=str(update.loss))
     expected = set(MIXTURE_LOGS if "mixture.gate" in arrays and update.participants else ())
@@ -47,19 +49,58 @@ def check_update(update: LocalUpdate, arrays: Arrays, users: int, interactions: 
         raise NodeError("an update without weight", expected="zeros", got="other numbers")
 
 
-def reduce_updates(updates: Iterable[LocalUpdate], arrays: Arrays) -> RoundUpdate | None:
-    """Sums over nodes in their order, divided by the sum of weights; ``None`` if nobody trained."""
-    sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in arrays.items()}
-    weight, loss, targets, participants = 0.0, 0.0, 0, 0
+def _check_counts(update: LocalUpdate, node: NodeReport, settings: Settings, mixes: bool) -> None:
+    """Participants, then the targets they can have, then the weight that follows from both."""
+    people, most = update.participants, node.interactions
+    _require("participants", people, 0, node.users)
+    if _surprise(people, node.users, settings.fraction_train) > _IMPOSSIBLE:
+        expected = f"about {settings.fraction_train * node.users:.0f} of {node.users} users"
+        raise NodeError("implausibly many participants", expected=expected, got=str(people))
+    each = settings.targets_per_user if mixes else settings.max_length
+    _require("targets", update.targets, 0, min(most, people * each))
+    low, high = float(update.targets), float(update.targets)
+    if settings.weighting == "uniform":
+        low = high = float(people)
+    elif mixes:  # a user counts by all its targets, of which some are trained
+        high = float(min(most, people * settings.max_length))
+    _require("weight", update.weight, low, high)
+
+
+def _require(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # true for NaN, too
+        raise NodeError(f"unusable {name}", expected=f"{low:g} to {high:g}", got=str(value))
+
+
+def _surprise(people: int, users: int, fraction: float) -> float:
+    """At least so many nats less likely than certain: that many participants or more.
+
+    Chernoff's bound on Poisson sampling, users times the divergence of the two shares.
+    """
+    share = people / max(1, users)
+    if share <= fraction:
+        return 0.0
+    rest = (1 - share) * math.log((1 - share) / (1 - fraction)) if share < 1 else 0.0
+    return users * (share * math.log(share / fraction) + rest)
+
+
+def reduce_updates(
+    updates: Sequence[LocalUpdate],
+    arrays: Arrays,
+    aggregation: str = "mean",
+    trim_share: float = 0.0,
+) -> RoundUpdate | None:
+    """The nodes' sums, in their order, as the round's; ``None`` if nobody trained."""
+    if not any(update.weight for update in updates):
+        return None
     logs: dict[str, float] = defaultdict(float)
     for update in updates:
-        for name, total in sums.items():
-            total += update.arrays[name]
-        weight, loss = weight + update.weight, loss + update.loss
-        targets, participants = targets + update.targets, participants + update.participants
         for name, value in update.logs.items():
             logs[name] += value
-    if weight == 0:
-        return None
-    delta = {name: (total / weight).float() for name, total in sums.items()}
-    return RoundUpdate(delta, loss / max(1, targets), targets, participants, dict(logs))
+    targets = sum(update.targets for update in updates)
+    return RoundUpdate(
+        combined(updates, arrays, aggregation, trim_share),
+        sum(update.loss for update in updates) / max(1, targets),
+        targets,
+        sum(update.participants for update in updates),
+        dict(logs),
+    )

@@ -12,6 +12,7 @@ from server_app.aggregate import check_update, reduce_updates
 from server_app.census import Census
 from server_app.logs import mixture_logs
 from server_app.optimizers import ServerOptimizer, scheduled_rate
+from server_app.robust import HARD_LIMIT, norm_ratios, scaled
 from shared_model import messages
 from shared_model.config import Settings
 from shared_model.errors import FedDMMRError, NodeError, RoundError
@@ -61,6 +62,7 @@ class StageStrategy(Strategy):
         self.split: Literal["valid", "test"] = "valid"
         self.exchange = Exchange()
         self.logs: dict[str, Any] = {}  # what the last round of Stage 2 or 3 logged
+        self.clipped: list[dict[str, Any]] = []  # whose update the last round scaled down
         self._arrays: Arrays = {}
 
     def configure_train(
@@ -86,17 +88,12 @@ class StageStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new global arrays, and the round's sums. An empty round changes nothing."""
-        updates: list[LocalUpdate] = []
-        for node, content in self._usable(replies):
-            try:
-                update = messages.read_update(content)
-                check_update(update, self._arrays, node.users, node.interactions)
-                updates.append(update)
-            except FedDMMRError as error:
-                self._drop(node.name, str(error))
+        updates = self._bounded(self._updates(replies))
         self._require(len(updates))
         self.logs = {}
-        mean = reduce_updates(updates, self._arrays)
+        mean = reduce_updates(
+            updates, self._arrays, self.settings.aggregation, self.settings.trim_share
+        )
         if mean is None:
             return None, MetricRecord({"participants": 0, "targets": 0, "nodes": len(updates)})
         rate = scheduled_rate(
@@ -194,6 +191,32 @@ class StageStrategy(Strategy):
             usable.append((node, content))
         return usable
 
+    def _updates(self, replies: Iterable[Message]) -> dict[str, LocalUpdate]:
+        """The updates that can be used, by node, in partition order; the rest is dropped."""
+        updates: dict[str, LocalUpdate] = {}
+        for node, content in self._usable(replies):
+            try:
+                update = _read_update(content)
+                check_update(update, self._arrays, node, self.settings)
+                updates[node.name] = update
+            except FedDMMRError as error:
+                self._drop(node.name, str(error))
+        return updates
+
+    def _bounded(self, updates: dict[str, LocalUpdate]) -> list[LocalUpdate]:
+        """Updates far beyond the norm limit dropped, and with "clipped" the others within it."""
+        self.clipped, kept = [], []
+        ratios = norm_ratios(list(updates.values()))
+        for (name, update), ratio in zip(updates.items(), ratios.tolist(), strict=True):
+            if ratio > HARD_LIMIT:
+                self._drop(name, f"update norm {ratio:.3g} times the limit for honest nodes")
+                continue
+            if ratio > 1 and self.settings.aggregation == "clipped":
+                self.clipped.append({"node": name, "factor": 1 / ratio})
+                update = scaled(update, 1 / ratio)
+            kept.append(update)
+        return kept
+
     def _drop(self, name: str, reason: str) -> None:
         self.exchange.dropped.append({"node": name, "reason": reason})
 
@@ -213,3 +236,13 @@ class StageStrategy(Strategy):
 
 def _asks(reply: Message) -> bool:
     return not reply.has_error() and messages.needs_frozen(reply.content)
+
+
+def _read_update(content: RecordDict) -> LocalUpdate:
+    """A reply's update; ``NodeError`` whatever is wrong with its bytes."""
+    try:
+        return messages.read_update(content)
+    except FedDMMRError:
+        raise
+    except Exception as error:  # a damaged .npy raises whatever numpy trips over
+        raise NodeError("unreadable update", where="reply to train", got=repr(error)) from error
