@@ -122,12 +122,8 @@ def test_test_split_is_opened_once(run: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert splits[-1][1] == "test"
 
 
-@pytest.mark.parametrize("at", [0, 1, 3, 4])
-def test_a_cut_off_run_ends_in_the_same_bytes(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
-    settings = {"num_rounds": 5, "evaluate_every": 2, "dropout": 0.2}
-    whole = run(2, run="whole", **settings)
+def cut_at(run: Any, monkeypatch: pytest.MonkeyPatch, at: int, settings: dict[str, Any]) -> None:
+    """Run 'cut' until this round is finished, saved or not; there the server dies."""
     original = StageRun._finish_round
 
     def cut(self: StageRun, entry: Any, started: float, save: Any) -> None:
@@ -135,17 +131,56 @@ def test_a_cut_off_run_ends_in_the_same_bytes(
         if entry["round"] == at:
             raise CutError
 
-    monkeypatch.setattr(StageRun, "_finish_round", cut)
-    with pytest.raises(CutError):
-        run(2, run="cut", **settings)
-    monkeypatch.setattr(StageRun, "_finish_round", original)
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRun, "_finish_round", cut)
+        with pytest.raises(CutError):
+            run(2, run="cut", **settings)
+
+
+def without_seconds(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Stage 1's record, less what a clock says."""
+    stage: dict[str, Any] = manifest["stages"]["1"]
+    for entry in stage["rounds"]:
+        entry.pop("seconds")
+    return stage
+
+
+# Validated are rounds 0, 2, 4 and 5; the others are saved as often as checkpoint-every says.
+@pytest.mark.parametrize(
+    ("every", "at", "saved"),
+    [(1, 0, 0), (1, 1, 1), (1, 3, 3), (1, 4, 4), (3, 1, 0), (3, 3, 3), (9, 3, 2)],
+)
+def test_a_cut_off_run_ends_in_the_same_bytes(
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    every: int,
+    at: int,
+    saved: int,
+) -> None:
+    settings = {"num_rounds": 5, "evaluate_every": 2, "dropout": 0.2, "checkpoint_every": every}
+    whole = run(2, run="whole", **settings)
+    cut_at(run, monkeypatch, at, settings)
     with pytest.raises(ManifestError, match=r"goes on with its own settings only.*seed=1"):
         run(2, run="cut", **(settings | {"seed": 1}))
     resumed = run(2, run="cut", **settings)
-    for stage in (whole["stages"]["1"], resumed["stages"]["1"]):
-        for entry in stage["rounds"]:
-            entry.pop("seconds")
-    assert resumed["stages"]["1"] == whole["stages"]["1"]
+    assert f"resumed after round {saved}\n" in capsys.readouterr().out
+    assert without_seconds(resumed) == without_seconds(whole)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_early_stopping_is_exact_over_a_resume(
+    run: Any, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Patience counts validations before the cut, and the best checkpoint outlives it."""
+    wrecked = {"server_learning_rate": 0.3, "server_schedule": "constant"}
+    settings = {"num_rounds": 40, "patience": 2, "evaluate_every": 2, **wrecked}
+    whole = run(2, run="whole", **settings)
+    last = whole["stages"]["1"]["rounds"][-1]["round"]
+    assert at < last < 40
+    cut_at(run, monkeypatch, at, settings)
+    resumed = run(2, run="cut", **settings)
+    assert without_seconds(resumed) == without_seconds(whole)
 
 
 def test_only_the_stages_groups_travel(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
