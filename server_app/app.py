@@ -70,6 +70,8 @@ def _run_stage(
     if record["app_sha256"] != app_sha256():
         report.say(f"note: the app's code changed since stage {stage.number} began")
     try:
+        if record["checkpoint"]:  # of a run that goes on: seen now, not after the last round
+            load_checkpoint(manifest.folder / record["checkpoint"], record["sha256"])
         model = _initial_model(settings, manifest, census, stage)
         strategy = _strategy(grid, settings, census, model)
         record["memory_novelty"] = strategy.mixing.novelty if strategy.mixing else None

@@ -15,6 +15,7 @@ from server_app.checkpoint import remove, write_atomically
 from server_app.seal import FORMAT, sealed, unsealed
 from server_app.seal import Record as Record
 from shared_model.errors import ManifestError
+from shared_model.fingerprint import file_sha256
 from shared_model.stages import Stage, stage_of
 
 # What a model means beyond its arrays' shapes, and what its evaluation is drawn from.
@@ -101,13 +102,21 @@ class Manifest:
                     todo="restore them, or choose another name with run='NAME'",
                 )
 
+    def _is_whole(self, record: Record) -> bool:
+        """Whether the checkpoints that a stage would go on with are there, unchanged."""
+        named = {record["checkpoint"]: record["sha256"]}
+        named[record["last"].get("file", "")] = record["last"].get("sha256", "")
+        paths = {self.folder / file: sha256 for file, sha256 in named.items() if file}
+        return all(path.is_file() and file_sha256(path) == paths[path] for path in paths)
+
     def begin(self, stage: Stage, config: Record, redo: bool) -> Record:
         """The stage's record to go on with: a fresh one, or a cut-off one of the same config."""
         old = self.stage(stage.number)
         if old is not None and old["status"] in ("running", "failed"):
             if not redo:
                 _require_same_config(old["config"], config, self.path)
-            if old["config"] == config:  # a redone stage that was cut off resumes, too
+            # A redone stage that was cut off resumes, too, unless its files were the reason.
+            if old["config"] == config and (not redo or self._is_whole(old)):
                 old["status"] = "running"
                 return old
         if old is not None:

@@ -6,10 +6,11 @@ signature: the shape is checked, too, since anyone can seal anew.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from shared_model.errors import ManifestError
 from shared_model.fingerprint import canonical, text_sha256
@@ -102,7 +103,7 @@ def unsealed(content: bytes, path: Path) -> Record:
     ``path`` is where the content was found, for the message.
     """
     try:
-        data = json.loads(content, parse_constant=_refuse)
+        data = json.loads(content, parse_float=_as_saved, parse_constant=_as_saved)
         _require_version(data, path)
         faults = {
             "was changed after it was saved": _changed(data),
@@ -183,5 +184,9 @@ def _block(texts: dict[str, str]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+def _as_saved(text: str) -> float:
+    """A float, from the only text that is ever saved for it: no other digit will do."""
+    value = float(text)
+    if repr(value) != text or not math.isfinite(value):
+        raise ValueError(f"a number that was never saved: {text:.40}")
+    return value

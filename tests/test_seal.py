@@ -160,8 +160,12 @@ def test_stages_that_are_no_records_are_named(stages: str) -> None:
         (b'{"format": 1}', "not a manifest of this version"),
         (b'{"format": true, "seal": {}}', "not a manifest of this version"),
         (b'{"format": 2, "seal": {}}', "not a manifest of this version"),
-        (b'{"format": 1, "seal": {}, "run": NaN}', "NaN is no number"),
-        (b'{"format": 1, "seal": {}, "run": 1e999}', "unreadable"),
+        (b'{"format": 1, "seal": {}, "run": NaN}', "never saved: NaN"),
+        (b'{"format": 1, "seal": {}, "run": 1e999}', "never saved: 1e999"),
+        (
+            b'{"format": 1, "seal": {}, "run": 0.30000000000000001}',
+            "never saved: 0.30000000000000001",
+        ),
         (b'{"format": 1, "seal": {}, "a\\nb\\ud800": 1}', r"a b\ud800, format"),
     ],
 )
