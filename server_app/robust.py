@@ -4,7 +4,7 @@ Norm clipping is after Sun et al., "Can You Really Backdoor Federated Learning?"
 coordinate-wise median and trimmed mean are those of Yin et al., "Byzantine-Robust Distributed
 Learning: Towards Optimal Statistical Rates" (ICML 2018). docs/faults.md says which costs what.
 
-Letters: P nodes with weight, n_p participants of node p, S_p its summed weighted deltas.
+Letters: P nodes with weight; of node p, n_p participants, weight W_p, summed weighted deltas S_p.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from shared_model.plan import LocalUpdate
 
 HARD_LIMIT = 100.0  # times the limit: no honest node, whatever its users are like
 _ENOUGH = 3  # of two nodes that disagree nobody can say which is wrong
-# An honest sum is at most _SHARED + _OWN / sqrt(n) times the usual one, and the largest measured
-# leave 1.5 times of room: nodes differ, and the users of a small one differ more (docs/faults.md).
+# How many times the usual norm is still honest: nodes differ, and those of few users differ more.
+# The largest measured one stays below 1/1.5 of the limit (docs/faults.md).
 _SHARED, _OWN = 2.0, 3.0
 
 Floats = npt.NDArray[np.float64]
@@ -29,20 +29,22 @@ Floats = npt.NDArray[np.float64]
 def norm_ratios(updates: Sequence[LocalUpdate]) -> Floats:
     """How large each node's update is by the limit for honest ones. Above 1: too large. [nodes]
 
-    The norm of S_p, over all arrays together, grows as sqrt(n_p) where users disagree and as n_p
-    where they agree. So ||S_p|| / sqrt(n_p) is compared with its median t over the nodes, n~ being
-    the median of participants: limit_p = (2 + 3 / sqrt(n_p)) * t * n_p / sqrt(min(n_p, n~)). The
-    weight that a node claims has no say. All zeros where fewer than three nodes have weight.
+    The norm of S_p, over all arrays together, grows as sqrt(W_p) where targets disagree and as W_p
+    where they agree. So ||S_p|| / sqrt(W_p) is compared with its median t over the nodes; W~ being
+    their median weight, limit_p = (2 + 3 / sqrt(n_p)) * t * W_p / sqrt(min(W_p, W~)), which is
+    2 + 3 / sqrt(n) times the median norm for equal nodes. All zeros where fewer than three nodes
+    have weight.
     """
     ratios = np.zeros(len(updates))
     having = [place for place, update in enumerate(updates) if update.weight > 0]
     if len(having) < _ENOUGH:
         return ratios
     norms = np.array([_norm(updates[place].arrays) for place in having])
-    people = np.array([float(updates[place].participants) for place in having])
-    usual = np.median(norms / np.sqrt(people))
+    weights = np.array([updates[place].weight for place in having])
+    people = np.array([updates[place].participants for place in having])
+    usual = np.median(norms / np.sqrt(weights))
     if usual > 0:
-        limits = usual * people / np.sqrt(np.minimum(people, np.median(people)))
+        limits = usual * weights / np.sqrt(np.minimum(weights, np.median(weights)))
         ratios[having] = norms / (limits * (_SHARED + _OWN / np.sqrt(people)))
     return ratios
 
