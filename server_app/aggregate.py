@@ -33,7 +33,7 @@ def check_update(update: LocalUpdate, arrays: Arrays, node: NodeReport, settings
 
     Names, shapes and dtypes are those of ``arrays``, numbers are finite, and the counts fit one
     another, what the node reported of itself and the round's sampling. Norms are compared between
-    nodes, so they come later (``robust.norm_ratios``).
+    nodes, so they come later (``robust.times_usual``).
     """
     check_arrays(arrays, update.arrays)
     _check_counts(update, node, settings, mixes="mixture.gate" in arrays)

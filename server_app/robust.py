@@ -7,6 +7,7 @@ Learning: Towards Optimal Statistical Rates" (ICML 2018). docs/faults.md says wh
 Letters: P nodes with weight; of node p, n_p participants, weight W_p, summed weighted deltas S_p.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,34 +20,35 @@ from shared_model.plan import LocalUpdate
 
 HARD_LIMIT = 100.0  # times the limit: no honest node, whatever its users are like
 _ENOUGH = 3  # of two nodes that disagree nobody can say which is wrong
-# How many times the usual norm is still honest: nodes differ, and those of few users differ more.
-# The largest measured one stays below 1/1.5 of the limit (docs/faults.md).
+# The largest honest updates measured stay below 1/1.5 of the limit these make (docs/faults.md).
 _SHARED, _OWN = 2.0, 3.0
 
 Floats = npt.NDArray[np.float64]
 
 
-def norm_ratios(updates: Sequence[LocalUpdate]) -> Floats:
-    """How large each node's update is by the limit for honest ones. Above 1: too large. [nodes]
+def times_usual(updates: Sequence[LocalUpdate]) -> Floats:
+    """How many times the usual norm for its weight each node's update has. [nodes]
 
     The norm of S_p, over all arrays together, grows as sqrt(W_p) where targets disagree and as W_p
-    where they agree. So ||S_p|| / sqrt(W_p) is compared with its median t over the nodes; W~ being
-    their median weight, limit_p = (2 + 3 / sqrt(n_p)) * t * W_p / sqrt(min(W_p, W~)), which is
-    2 + 3 / sqrt(n) times the median norm for equal nodes. All zeros where fewer than three nodes
-    have weight.
+    where they agree. So the median t of ||S_p|| / sqrt(W_p) over the nodes and their median weight
+    W~ make the usual norm t * W_p / sqrt(min(W_p, W~)), which for equal nodes is the median norm.
+    All zeros where fewer than three nodes have weight.
     """
-    ratios = np.zeros(len(updates))
+    times = np.zeros(len(updates))
     having = [place for place, update in enumerate(updates) if update.weight > 0]
     if len(having) < _ENOUGH:
-        return ratios
+        return times
     norms = np.array([_norm(updates[place].arrays) for place in having])
     weights = np.array([updates[place].weight for place in having])
-    people = np.array([updates[place].participants for place in having])
     usual = np.median(norms / np.sqrt(weights))
     if usual > 0:
-        limits = usual * weights / np.sqrt(np.minimum(weights, np.median(weights)))
-        ratios[having] = norms / (limits * (_SHARED + _OWN / np.sqrt(people)))
-    return ratios
+        times[having] = norms * np.sqrt(np.minimum(weights, np.median(weights))) / weights / usual
+    return times
+
+
+def limit(participants: int) -> float:
+    """How many times the usual norm is still honest: nodes differ, those of few users more."""
+    return _SHARED + _OWN / math.sqrt(max(1, participants))
 
 
 def scaled(update: LocalUpdate, factor: float) -> LocalUpdate:

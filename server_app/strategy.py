@@ -12,7 +12,7 @@ from server_app.aggregate import check_update, reduce_updates
 from server_app.census import Census
 from server_app.logs import mixture_logs
 from server_app.optimizers import ServerOptimizer, scheduled_rate
-from server_app.robust import HARD_LIMIT, norm_ratios, scaled
+from server_app.robust import HARD_LIMIT, limit, scaled, times_usual
 from shared_model import messages
 from shared_model.config import Settings
 from shared_model.errors import FedDMMRError, NodeError, RoundError
@@ -204,16 +204,20 @@ class StageStrategy(Strategy):
         return updates
 
     def _bounded(self, updates: dict[str, LocalUpdate]) -> list[LocalUpdate]:
-        """Updates far beyond the norm limit dropped, and with "clipped" the others within it."""
+        """Without updates far beyond the norm limit; "clipped" makes the others beyond it usual.
+
+        Not only as small as the limit: who is beyond it has no claim to the room that it leaves.
+        """
         self.clipped, kept = [], []
-        ratios = norm_ratios(list(updates.values()))
-        for (name, update), ratio in zip(updates.items(), ratios.tolist(), strict=True):
-            if ratio > HARD_LIMIT:
-                self._drop(name, f"update norm {ratio:.3g} times the limit for honest nodes")
+        norms = times_usual(list(updates.values())).tolist()
+        for (name, update), times in zip(updates.items(), norms, strict=True):
+            most = limit(update.participants)
+            if times > HARD_LIMIT * most:
+                self._drop(name, f"update norm {times:.3g} times the usual one, limit {most:.3g}")
                 continue
-            if ratio > 1 and self.settings.aggregation == "clipped":
-                self.clipped.append({"node": name, "factor": 1 / ratio})
-                update = scaled(update, 1 / ratio)
+            if times > most and self.settings.aggregation == "clipped":
+                self.clipped.append({"node": name, "factor": 1 / times})
+                update = scaled(update, 1 / times)
             kept.append(update)
         return kept
 

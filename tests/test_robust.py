@@ -13,7 +13,7 @@ from flwr.app import Array, ConfigRecord, Message
 from server_app import strategy as strategy_module
 from server_app.aggregate import reduce_updates
 from server_app.optimizers import ServerOptimizer
-from server_app.robust import HARD_LIMIT, combined, norm_ratios, scaled
+from server_app.robust import HARD_LIMIT, combined, limit, scaled, times_usual
 from server_app.strategy import StageStrategy
 from shared_model import messages
 from shared_model.model import Arrays
@@ -87,11 +87,11 @@ def test_one_scaled_node_of_ten_moves_little(aggregation: str, attack: float) ->
     updates = nodes(10)
     undisturbed = combined(updates, LIKE, "mean", 0.0)
     updates[3] = scaled(updates[3], attack)
-    ratios = norm_ratios(updates)
     if aggregation == "clipped":
-        updates = [
-            scaled(u, min(1.0, 1 / r)) for u, r in zip(updates, ratios, strict=True) if r <= 100
-        ]
+        times = times_usual(updates)[3]
+        beyond = times > limit(updates[3].participants)
+        assert beyond == (abs(attack) > 1)
+        updates[3] = scaled(updates[3], 1 / times if beyond else 1.0)
     found = combined(updates, LIKE, aggregation, 0.2)
     norm = distance(undisturbed, {name: torch.zeros(()) for name in LIKE})
     assert distance(found, undisturbed) < 0.6 * norm
@@ -101,29 +101,29 @@ def test_one_scaled_node_of_ten_moves_little(aggregation: str, attack: float) ->
         assert distance(plain, undisturbed) > 0.8 * norm
 
 
-def test_the_ratio_is_the_formula() -> None:
-    """Equal nodes: (2 + 3 / sqrt(n)) * median norm; others by sqrt(weight), then by weight."""
+def test_the_usual_norm_is_the_formula() -> None:
+    """Equal nodes: the median norm; others by sqrt(weight), then by weight."""
 
-    def node(norm: float, weight: float, people: int) -> LocalUpdate:
+    def node(norm: float, weight: float) -> LocalUpdate:
         arrays = {"a": torch.tensor([0.6 * norm, 0.8 * norm])}
-        return LocalUpdate(arrays, weight, 1.0, 1, people)
+        return LocalUpdate(arrays, weight, 1.0, 1, 1)
 
-    ratios = norm_ratios([node(2.0, 50, 9), node(4.0, 50, 9), node(3.0, 50, 9)])
-    np.testing.assert_allclose(ratios, np.array([2.0, 4.0, 3.0]) / (3 * 3.0), rtol=1e-6)
-    weights, people = np.array([1, 4, 9, 16, 81]), np.array([1, 2, 2, 4, 9])
-    pairs = list(zip(weights, people, strict=True))
-    ratios = norm_ratios([node(np.sqrt(w), w, n) for w, n in pairs])  # they disagree: t = 1
-    limits = (2 + 3 / np.sqrt(people)) * np.array([1, 2, 3, 16 / 3, 27])
-    np.testing.assert_allclose(ratios, np.sqrt(weights) / limits, rtol=1e-6)
-    assert norm_ratios([node(w, w, n) for w, n in pairs]).max() < 0.5  # they agree: t = 3
+    times = times_usual([node(2.0, 50), node(4.0, 50), node(3.0, 50)])
+    np.testing.assert_allclose(times, [2 / 3, 4 / 3, 1], rtol=1e-6)
+    weights = np.array([1, 4, 9, 16, 81])
+    times = times_usual([node(np.sqrt(w), w) for w in weights])  # targets disagree: t = 1
+    np.testing.assert_allclose(times, [1, 1, 1, 4 / (16 / 3), 9 / 27], rtol=1e-6)
+    times = times_usual([node(w, w) for w in weights])  # they agree: t = 3
+    np.testing.assert_allclose(times, [1 / 3, 2 / 3, 1, 1, 1], rtol=1e-6)
+    assert [limit(people) for people in (0, 1, 9, 10**6)] == [5, 5, 3, 2.003]
 
 
 def test_with_two_nodes_nobody_is_judged() -> None:
     idle = LocalUpdate(LIKE, 0.0, 0.0, 0, 0)
     far = scaled(honest(2), 1e6)
-    assert not norm_ratios([honest(1), far, idle]).any()
-    assert norm_ratios([honest(1), far, honest(3)])[1] > HARD_LIMIT
-    assert not norm_ratios([scaled(honest(n), 0.0) for n in range(3)]).any()
+    assert not times_usual([honest(1), far, idle]).any()
+    assert times_usual([honest(1), far, honest(3)])[1] > HARD_LIMIT * limit(8)
+    assert not times_usual([scaled(honest(n), 0.0) for n in range(3)]).any()
     assert reduce_updates([idle], LIKE) is None
 
 
@@ -132,8 +132,8 @@ def test_claims_buy_influence_in_proportion_at_most(people: int, weight: float) 
     """Fewer participants or less weight than the others have raise nobody's limit much."""
     usual = float(np.median([norm(update) for update in nodes(9)]))
     liar = dataclasses.replace(scaled(honest(9), 1e3), participants=people, weight=weight)
-    limit = norm(liar) / norm_ratios([*nodes(9), liar])[9]
-    assert limit < 5.5 * usual * max(1, weight / 80)
+    most = norm(liar) / times_usual([*nodes(9), liar])[9]  # the norm it is clipped to
+    assert most < 1.3 * usual * max(1, weight / 80)
 
 
 def norm(update: LocalUpdate) -> float:
@@ -159,7 +159,7 @@ def settle(aggregation: str, values: list[list[float]]) -> StageStrategy:
 
 def test_the_strategy_clips_and_names() -> None:
     strategy = settle("clipped", [[3.0, 0, 4], [3.0, 4, 0], [300.0, 0, 400]])
-    assert strategy.clipped == [{"node": "partition-2", "factor": pytest.approx(5 * 5 / 500)}]
+    assert strategy.clipped == [{"node": "partition-2", "factor": pytest.approx(5 / 500)}]
     assert strategy.exchange.dropped == []
     for harmless in (
         settle("clipped", [[3.0, 0, 4], [3.0, 4, 0], [12.0, 0, 16]]),
@@ -227,11 +227,12 @@ def test_honest_topologies_have_room(
     seen: list[float] = []
 
     def spy(updates: list[LocalUpdate]) -> Any:
-        ratios = norm_ratios(updates)
-        seen.append(float(ratios.max()))
-        return ratios
+        times = times_usual(updates)
+        shares = [t / limit(u.participants) for t, u in zip(times, updates, strict=True)]
+        seen.append(max(shares))
+        return times
 
-    monkeypatch.setattr(strategy_module, "norm_ratios", spy)
+    monkeypatch.setattr(strategy_module, "times_usual", spy)
     settings: dict[str, Any] = {"home": str(tmp_path), "dataset": str(demo_folder)}
     settings |= {"hidden_size": 16, "max_length": 70, "targets_per_user": 8, "negatives": 32}
     run_in_process(count, num_rounds=1, stage=stage, fraction_train=0.3, **settings)

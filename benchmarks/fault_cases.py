@@ -1,0 +1,187 @@
+"""What the bad node of the fault benchmark does, and the grid that lets it do so.
+
+The node trains as the others do; what it sends is a real reply, changed on its way. Nothing of the
+app is replaced.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+
+from shared_model import messages
+from shared_model.config import Value
+from tools.in_process import InProcessGrid
+
+Change = Callable[[RecordDict], None]  # of a reply to "train", in place
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One line of the table. It lasts ``rounds`` rounds; 0 = to the end of the run."""
+
+    name: str
+    change: Change | None = None
+    behaviour: Literal["answers", "raises", "is silent", "leaves"] = "answers"
+    rounds: int = 0
+
+
+def _arrays(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """Every array of the update changed."""
+
+    def apply(content: RecordDict) -> None:
+        record = content.array_records["arrays"]
+        for name in list(record):
+            record[name] = Array(change(record[name].numpy()))
+
+    return apply
+
+
+def _first(change: Callable[[ArrayRecord, str], None]) -> Change:
+    """The first array of the update changed."""
+
+    def apply(content: RecordDict) -> None:
+        record = content.array_records["arrays"]
+        change(record, next(iter(record)))
+
+    return apply
+
+
+def _entry(value: float) -> Change:
+    """One number of the update replaced."""
+
+    def replace(record: ArrayRecord, name: str) -> None:
+        array = record[name].numpy()
+        array.flat[0] = value
+        record[name] = Array(array)
+
+    return _first(replace)
+
+
+def _weight(change: Callable[[float], float]) -> Change:
+    def apply(content: RecordDict) -> None:
+        sums = content.metric_records["sums"]
+        sums["weight"] = change(float(str(sums["weight"])))
+
+    return apply
+
+
+def _cut_row(record: ArrayRecord, name: str) -> None:
+    record[name] = Array(record[name].numpy()[:-1])
+
+
+def _one_row(record: ArrayRecord, name: str) -> None:
+    record[name] = Array(record[name].numpy()[:1])
+
+
+def _rename(record: ArrayRecord, name: str) -> None:
+    record[name + ".other"] = record.pop(name)
+
+
+def _remove(record: ArrayRecord, name: str) -> None:
+    del record[name]
+
+
+UNDISTURBED = Fault("undisturbed")
+_AWHILE = 10  # rounds
+FAULTS = (
+    Fault("NaN", _entry(float("nan"))),
+    Fault("inf", _entry(float("inf"))),
+    Fault("wrong shape", _first(_cut_row)),
+    Fault("wrong shape that broadcasts", _first(_one_row)),
+    Fault("wrong dtype", _arrays(lambda array: array.astype(np.float64))),
+    Fault("wrong name", _first(_rename)),
+    Fault("missing array", _first(_remove)),
+    Fault("huge weight", _weight(lambda _: 1e12)),
+    Fault("zero weight", _weight(lambda _: 0.0)),
+    Fault("negative weight", _weight(lambda weight: -weight)),
+    Fault("NaN weight", _weight(lambda _: float("nan"))),
+    Fault("update x 1e6", _arrays(lambda array: array * np.float32(1e6))),
+    Fault("update x 10", _arrays(lambda array: array * np.float32(10))),
+    Fault("update x -1", _arrays(lambda array: -array)),
+    Fault("update x -10", _arrays(lambda array: array * np.float32(-10))),
+    Fault("exception", behaviour="raises"),
+    Fault("silence past the deadline", behaviour="is silent"),
+    Fault("silent for 10 rounds", behaviour="is silent", rounds=_AWHILE),
+    Fault("leaves mid-round", behaviour="leaves"),
+    Fault("leaves, back 10 rounds later", behaviour="leaves", rounds=_AWHILE),
+)
+
+
+class FaultyGrid(InProcessGrid):
+    """Nodes of one process, of which one goes wrong from a round on.
+
+    ``replies`` are what the server got in that round, ``last`` the latest validation request.
+    """
+
+    def __init__(
+        self,
+        node_configs: list[dict[str, Value]],
+        run_config: dict[str, Value],
+        fault: Fault,
+        bad: int,
+        start: int,
+    ) -> None:
+        super().__init__(node_configs, run_config)
+        self.replies: list[Message] = []
+        self.last: Message | None = None
+        self._fault, self._start, self._round = fault, start, 0
+        self._bad = list(self.contexts)[bad]
+        self._absent = None if fault.behaviour != "leaves" else self.contexts[self._bad]
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Who is online; a node that comes back has another id, as a restarted SuperNode has."""
+        over = self._fault.rounds and self._round >= self._start + self._fault.rounds - 1
+        if self._absent is not None and over:
+            self._bad += len(self.contexts) + 1
+            self.contexts[self._bad], self._absent = self._absent, None
+        return super().get_node_ids()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Replies of the others, and what the bad node makes of its own."""
+        requests = list(messages)
+        if requests and requests[0].metadata.message_type == "train":
+            return self._train(requests)
+        for request in requests:
+            self._note_validation(request)
+        return super().send_and_receive(requests)
+
+    def _train(self, requests: list[Message]) -> list[Message]:
+        self._round = messages.read_plan(requests[0].content).round
+        end = self._start + self._fault.rounds if self._fault.rounds else np.inf
+        if not self._start <= self._round < end:
+            return list(super().send_and_receive(requests))
+        if self._fault.behaviour == "raises":
+            requests = [self._damaged(request) for request in requests]
+        if self._fault.behaviour == "leaves":
+            self.contexts.pop(self._bad, None)
+        if self._fault.behaviour in ("leaves", "is silent"):
+            requests = [r for r in requests if r.metadata.dst_node_id != self._bad]
+        replies = list(super().send_and_receive(requests))
+        for reply in replies:
+            if reply.metadata.src_node_id == self._bad and self._fault.change is not None:
+                self._fault.change(reply.content)
+        if self._round == self._start:
+            self.replies = replies
+        return replies
+
+    def _damaged(self, request: Message) -> Message:
+        """The bad node's request as it sees it: cut bytes, over which its handler stumbles."""
+        if request.metadata.dst_node_id != self._bad:
+            return request
+        arrays = ArrayRecord(dict(request.content.array_records["arrays"]))
+        name = next(iter(arrays))
+        given = arrays[name]
+        arrays[name] = Array(given.dtype, given.shape, given.stype, given.data[:-1])
+        content = RecordDict({**request.content, "arrays": arrays})
+        return Message(content, self._bad, request.metadata.message_type)
+
+    def _note_validation(self, request: Message) -> None:
+        if request.metadata.message_type != "evaluate":
+            return
+        if messages.read_evaluation(request.content).split == "valid":
+            self.last = request
