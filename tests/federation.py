@@ -1,17 +1,18 @@
 """A real deployment for tests: one SuperLink and its SuperNodes, as processes of this machine.
 
-Every process has a HOME and a FLWR_HOME of its own below one folder, as if it ran on a machine of
-its own, and free ports; all are ended, by their process groups, when the context ends.
+SuperLink, nodes and user have a HOME and a FLWR_HOME of their own below one folder, as if each had
+a machine of its own, and free ports. By FLWR_HOME all that they started is found and ended.
 """
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,14 @@ from tools.superlink import Outcome, SuperLink, open_superlink
 
 PROJECT = Path(__file__).resolve().parents[1]
 _PROGRAMS = Path(sys.executable).parent
+# Heartbeats every 4 s instead of 20, the quickest that a SuperLink allows: it then notices within
+# 20 s that a node was killed, not within 60. The program has no option for it.
+_SUPERNODE = """
+from flwr.supercore import heartbeat
+from flwr.supernode import cli, fleet_http_connection
+heartbeat.HEARTBEAT_DEFAULT_INTERVAL = fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL = 10
+cli.flower_supernode()
+"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class Federation:
             where = ["--host", "127.0.0.1", "--port", self.port]
             state = ["--database", str(self.folder / "state.db")]
             options = [*self.access.superlink, *where, *state]
-            self._start("superlink", "flower-superlink", options)
+            self._start("superlink", [str(_PROGRAMS / "flower-superlink"), *options])
             self._await_superlink()
             for number in range(len(self.nodes)):
                 self.restart(number)
@@ -85,8 +94,11 @@ class Federation:
         path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in run_config.items()))
         return self.flower.submit(app, path, "")
 
-    def wait(self, run_id: str) -> Outcome:
-        """How the run ended."""
+    def wait(self, run_id: str, seconds: float = 600.0) -> Outcome:
+        """How the run ended. The log is watched, since each `flwr list` takes seconds of a core."""
+        eventually(
+            lambda: re.search(f"Finished task .* of run {run_id}", self.log("superlink")), seconds
+        )
         return self.flower.wait(run_id)
 
     def manifest(self, run: str) -> dict[str, Any]:
@@ -103,7 +115,8 @@ class Federation:
         where = ["--superlink", f"127.0.0.1:{self.port}", "--port", self._node_ports[number]]
         options = [option.replace("{i}", str(number)) for option in self.access.node]
         config = ["--node-config", self.nodes[number]]
-        self._start(f"node-{number}", "flower-supernode", [*options, *where, *config])
+        program = [sys.executable, "-c", _SUPERNODE]
+        self._start(f"node-{number}", [*program, *options, *where, *config])
 
     def log(self, name: str) -> str:
         """What `superlink` or `node-<i>` printed."""
@@ -122,38 +135,57 @@ class Federation:
             "PATH": os.pathsep.join([str(_PROGRAMS), os.environ.get("PATH", os.defpath)]),
         }
 
-    def _start(self, name: str, program: str, options: Sequence[str]) -> None:
+    def _start(self, name: str, command: Sequence[str]) -> None:
         environment = self._environment(name)
         with (self.folder / name / "log").open("ab") as log:
             self._running[name] = subprocess.Popen(
-                [str(_PROGRAMS / program), *options],
+                command,
                 env=environment,
                 cwd=self.folder / name,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own, to be ended with all that it starts
+                start_new_session=True,  # Ctrl-C is for the test, which then ends them in order
             )
 
-    def _stop(self, name: str, with_signal: signal.Signals, seconds: float = 10.0) -> None:
+    def _stop(self, name: str, with_signal: signal.Signals) -> None:
+        """End a process and its descendants, which lead process groups of their own."""
         process = self._running.pop(name)
         for each in (with_signal, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, each)
+            for pid in processes_of(self.folder / name / "flwr"):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, each)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(seconds)
+                process.wait(5.0)
 
     def _end(self) -> None:
         for name in reversed(list(self._running)):
             self._stop(name, signal.SIGTERM)
 
-    def _await_superlink(self, seconds: float = 30.0) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
+    def _await_superlink(self) -> None:
+        def listens() -> bool:
             with suppress(OSError), socket.create_connection(("127.0.0.1", int(self.port)), 1.0):
-                return
-            if time.monotonic() > deadline or self._running["superlink"].poll() is not None:
-                raise TimeoutError(f"no SuperLink: {self.log('superlink')[-2000:]}")
-            time.sleep(0.1)
+                return True
+            return False
+
+        eventually(listens, 60)
+
+
+def eventually(holds: Callable[[], object], seconds: float) -> None:
+    """Return once something holds; fail if that takes longer."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"it did not happen within {seconds:g} s"
+        time.sleep(0.1)
+
+
+def processes_of(flower_home: Path) -> list[int]:
+    """The processes that have this FLWR_HOME: a program that was started here, and all of its."""
+    wanted, found = f"FLWR_HOME={flower_home}".encode(), []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # gone, or another user's
+            if wanted in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+    return found
 
 
 def free_ports(count: int) -> list[str]:

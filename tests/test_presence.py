@@ -139,13 +139,14 @@ def test_a_node_that_is_back_in_time_changes_nothing(shifting: Shifting) -> None
     assert "left" not in json.dumps(whole)
 
 
+@pytest.mark.parametrize("back", [77, 1001])  # a SuperNode that authenticates keeps its id
 def test_a_node_that_misses_rounds_is_named_in_exactly_those(
-    shifting: Shifting, capsys: pytest.CaptureFixture[str]
+    shifting: Shifting, capsys: pytest.CaptureFixture[str], back: int
 ) -> None:
     grid = shifting.grid
     after: dict[int, Callable[[], object]] = {
         1: lambda: grid.looks.extend([lambda: None, lambda: grid.leave(1)]),  # before validation
-        3: lambda: grid.come(77, **partition(1)),
+        3: lambda: grid.come(back, **partition(1)),
     }
     record = shifting.go("missed", after)
     assert record["status"] == "complete"
@@ -153,7 +154,7 @@ def test_a_node_that_misses_rounds_is_named_in_exactly_those(
     assert by_round(record, "left") == {2: ["partition-1"]}
     assert by_round(record, "joined") == {4: ["partition-1"]}
     assert by_round(record, "nodes") == {0: 3, 1: 3, 2: 3, 3: 2, 4: 3}
-    assert ("train", 77) in grid.sent
+    assert grid.sent[-5:].count(("evaluate", back)) == 2  # round 4 and the test
     assert record["test_dropped"] == []
     printed = capsys.readouterr().out
     assert "node partition-1 left" in printed
