@@ -1,6 +1,9 @@
 """The manifest: its contract, what it refuses, and what it leaves alone."""
 
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ from server_app.rounds import StageRun
 from shared_model.errors import ConfigError, ManifestError
 from shared_model.stages import stage_of
 from tests.conftest import CutError, MakeDataset, checkpoint
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_the_manifest_keeps_its_contract(run: Any, tmp_path: Path) -> None:
@@ -104,6 +109,46 @@ def test_two_processes_cannot_write_one_run(run: Any, tmp_path: Path) -> None:
     ):
         run(1)
     assert run(1)["stages"]["1"]["status"] == "complete"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from server_app.manifest import open_manifest
+with open_manifest(Path(sys.argv[1]), "default"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free(run: Any, tmp_path: Path) -> None:
+    """Another process, and SIGKILL: nobody tidies up, and the file of the lock stays."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "home")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(ManifestError, match="another process writes this run") as raised:
+                run(1)
+        finally:
+            holder.kill()
+        assert "\n" not in str(raised.value)
+    assert (tmp_path / "home/runs/default/lock").exists()
+    assert run(1)["stages"]["1"]["status"] == "complete"
+
+
+def test_a_folder_that_cannot_be_locked_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with (
+        pytest.raises(ManifestError, match=r"cannot be locked.*No locks available"),
+        open_manifest(tmp_path, "a"),
+    ):
+        pass
 
 
 def test_a_changed_checkpoint_is_refused_on_use(
