@@ -179,7 +179,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
     parser.add_argument("--aggregation", choices=AGGREGATIONS, default="clipped")
-    parser.add_argument("--rounds", type=int, default=60, help="of training in each row")
+    parser.add_argument("--rounds", type=int, default=100, help="of training in each row")
     parser.add_argument("--nodes", type=int, default=10, help="of which one is bad")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
