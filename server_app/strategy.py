@@ -1,8 +1,8 @@
 """The strategy: a stage's round plan out, its trained groups back, a server optimizer step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -22,6 +22,9 @@ from shared_model.metrics import merge
 from shared_model.model import Arrays
 from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import Stage
+
+_Given = TypeVar("_Given")
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -180,7 +183,7 @@ class StageStrategy(Strategy):
                 self._drop(node.name, "no reply before the deadline, or the node left")
                 continue
             try:
-                content = messages.check_reply(by_node[node_id])
+                content = _read(messages.check_reply, by_node[node_id])
             except NodeError as error:
                 self._drop(node.name, str(error))
                 continue
@@ -196,7 +199,7 @@ class StageStrategy(Strategy):
         updates: dict[str, LocalUpdate] = {}
         for node, content in self._usable(replies):
             try:
-                update = _read_update(content)
+                update = _read(messages.read_update, content)
                 check_update(update, self._arrays, node, self.settings)
                 updates[node.name] = update
             except FedDMMRError as error:
@@ -242,11 +245,11 @@ def _asks(reply: Message) -> bool:
     return not reply.has_error() and messages.needs_frozen(reply.content)
 
 
-def _read_update(content: RecordDict) -> LocalUpdate:
-    """A reply's update; ``NodeError`` whatever is wrong with its bytes."""
+def _read(read: Callable[[_Given], _Result], given: _Given) -> _Result:
+    """What ``read`` makes of a node's answer; ``NodeError`` whatever is wrong with its bytes."""
     try:
-        return messages.read_update(content)
+        return read(given)
     except FedDMMRError:
         raise
-    except Exception as error:  # a damaged .npy raises whatever numpy trips over
-        raise NodeError("unreadable update", where="reply to train", got=repr(error)) from error
+    except Exception as error:  # a damaged answer raises whatever numpy or a dict trips over
+        raise NodeError("unreadable reply", got=repr(error)) from error

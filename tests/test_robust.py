@@ -201,7 +201,7 @@ def pickled() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("damage", [*DAMAGE, "infinite count"])
+@pytest.mark.parametrize("damage", [*DAMAGE, "infinite count", "an error without a line"])
 def test_bytes_that_cannot_be_read_drop_their_node(damage: str) -> None:
     strategy = StageStrategy(stage_of(1), SETTINGS, CENSUS, ServerOptimizer("sgd"))
     update = LocalUpdate({"a": torch.tensor([3.0, 4.0, 0.0])}, 1.0, 2.0, 1, 1)
@@ -210,8 +210,10 @@ def test_bytes_that_cannot_be_read_drop_their_node(damage: str) -> None:
     if damage in DAMAGE:
         record = bad.array_records["arrays"]
         record["a"] = DAMAGE[damage](record["a"])
-    else:
+    elif damage == "infinite count":
         bad.metric_records["sums"]["targets"] = float("inf")
+    else:
+        bad["error"] = ConfigRecord({"text": "no data"})
     arrays, _ = strategy.aggregate_train(1, replies)
     assert arrays is not None
     new = messages.from_record(arrays)["a"]
