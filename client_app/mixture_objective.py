@@ -23,6 +23,8 @@ from shared_model.router import entropy, load_balance
 from shared_model.sasrec import PAD
 from shared_model.seeds import STRIDE, mix, stable_hash, uniform
 
+_STRIDE = int(STRIDE.view(np.int64))
+
 
 class MixtureObjective:
     """Stages 2 and 3. Whatever is sampled is a hash of user, stage and round (invariant 1)."""
@@ -86,7 +88,7 @@ class MixtureObjective:
         In Stage 3 the router's load-balance loss comes on top.
         """
         plan, real = self.mixing, tensors["real"]
-        ids, result = self._scores(arrays, tensors, Dropout(self.rate, keys))
+        ids, result = self._scores(arrays, tensors, keys)
         cold = self.as_cold[tensors["candidates"]][..., : real.shape[-1]]  # [B, P]
         next_item = _next_item_loss(result.scores, tensors, cold)  # [B, P]
         alignment = _alignment_loss(result.content, ids, tensors, plan.temperature)
@@ -108,8 +110,9 @@ class MixtureObjective:
         detached = {name: value.detach() for name, value in logs.items()}
         return Losses(total, (next_item * real).sum(1).detach(), detached)
 
-    def _scores(self, arrays: Arrays, tensors: Arrays, masks: Dropout) -> tuple[Tensor, Scores]:
+    def _scores(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> tuple[Tensor, Scores]:
         """ID embeddings of the candidates [B, N, D], and what the mixture says about them."""
+        masks = Dropout(self.rate, keys)
         hidden = functional_call(self.model, arrays, (tensors["inputs"], masks))  # [B, T, D]
         columns = tensors["columns"][..., None].expand(-1, -1, hidden.shape[-1])
         candidates, bank = tensors["candidates"], tensors["bank"]
@@ -120,7 +123,9 @@ class MixtureObjective:
         memories = Memories(bank, visual[bank], text[bank], tensors["held"])
         own = {n.removeprefix("mixture."): a for n, a in arrays.items() if n.startswith("mixture.")}
         sequence = hidden.gather(1, columns)
-        return ids, functional_call(self.mixture, own, (sequence, items, memories))
+        names = keys[:, None] ^ (candidates * _STRIDE)  # [B, N]: a mask for each user's candidate
+        thin = Dropout(self.mixing.content_dropout, names.flatten())
+        return ids, functional_call(self.mixture, own, (sequence, items, memories, thin))
 
     def _trained_positions(self, rows: Rows, targets: Ints) -> tuple[Ints, np.ndarray]:
         """Columns of the targets [B, T] that are trained: int64 [B, P]; and which are real."""

@@ -114,6 +114,7 @@ def _strategy(grid: Grid, settings: Settings, census: Census, model: Recommender
         targets=settings.targets_per_user,
         negatives=settings.negatives,
         id_dropout=settings.id_dropout,
+        content_dropout=settings.content_dropout,
         alignment_weight=settings.alignment_weight,
         temperature=settings.alignment_temperature,
         surprise_weight=settings.surprise_weight,

@@ -15,6 +15,7 @@ Value = bool | int | float | str
 SERVER_OPTIMIZERS = ("sgd", "momentum", "adam")
 SERVER_SCHEDULES = ("constant", "decay")
 WEIGHTINGS = ("targets", "uniform")
+AGGREGATIONS = ("clipped", "mean", "median", "trimmed")
 MODALITIES = ("both", "visual", "text")
 
 
@@ -36,7 +37,10 @@ class Settings:
     server_optimizer: str
     server_schedule: str
     weighting: str
+    aggregation: str
+    trim_share: float
     evaluate_every: int
+    checkpoint_every: int
     patience: int
     round_timeout: float
     min_nodes: int
@@ -52,6 +56,7 @@ class Settings:
     targets_per_user: int
     negatives: int
     id_dropout: float
+    content_dropout: float
     alignment_weight: float
     alignment_temperature: float
     surprise_weight: float
@@ -98,7 +103,11 @@ def _matching(pattern: str, expected: str) -> _Rule:
 
 
 def _at_least(low: int) -> _Rule:
-    return f"a whole number >= {low}", lambda value: value >= low
+    return f"a whole number from {low} to 2^31 - 1", lambda value: low <= value < 2**31
+
+
+def _is_path(value: str) -> bool:
+    return Path(value).is_absolute() and value.isprintable()
 
 
 _POSITIVE: _Rule = ("a finite number > 0", lambda value: 0 < value < float("inf"))
@@ -112,12 +121,12 @@ _RULES: dict[str, _Rule] = {
         r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "letters, digits, '.', '_' and '-', at most 100"
     ),
     "home": (
-        "an absolute path or one that starts with ~",
-        lambda value: Path(value).is_absolute() or value.startswith("~"),
+        "an absolute path, or one that starts with ~/",
+        lambda value: _is_path(value) or (value.startswith("~/") and value.isprintable()),
     ),
     "dataset": (
         "an absolute path (the app runs from another folder), or empty for the demo",
-        lambda value: not value or Path(value).is_absolute(),
+        lambda value: not value or _is_path(value),
     ),
     "seed": ("a whole number from 0 to 2^31 - 1", lambda value: 0 <= value < 2**31),
     "num_rounds": _at_least(0),
@@ -128,7 +137,10 @@ _RULES: dict[str, _Rule] = {
     "server_optimizer": _one_of(*SERVER_OPTIMIZERS),
     "server_schedule": _one_of(*SERVER_SCHEDULES),
     "weighting": _one_of(*WEIGHTINGS),
+    "aggregation": _one_of(*AGGREGATIONS),
+    "trim_share": ("a number in [0, 0.5)", lambda value: 0 <= value < 0.5),
     "evaluate_every": _at_least(1),
+    "checkpoint_every": _at_least(1),
     "patience": _at_least(0),
     "round_timeout": _POSITIVE,
     "min_nodes": _at_least(1),
@@ -144,6 +156,7 @@ _RULES: dict[str, _Rule] = {
     "targets_per_user": _at_least(1),
     "negatives": _at_least(1),
     "id_dropout": ("a number in [0, 1)", lambda value: 0 <= value < 1),
+    "content_dropout": ("a number in [0, 0.9]", lambda value: 0 <= value <= 0.9),
     "alignment_weight": _NOT_NEGATIVE,
     "alignment_temperature": _POSITIVE,
     "surprise_weight": _NOT_NEGATIVE,
@@ -191,14 +204,14 @@ def _check_keys(given: set[str], known: set[str]) -> None:
 def _checked(key: str, name: str, kind: Any, value: Value) -> Value:
     """The value in the field's own type. Whole numbers serve as floats; nothing else converts."""
     expected, holds = _RULES.get(name, (f"a {kind.__name__}", lambda _: True))
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not kind or not holds(value):
         raise ConfigError(
             "wrong value",
             where=f"run-config key '{key}'",
             expected=f"{expected} ({kind.__name__})",
-            got=f"{value!r} ({type(value).__name__})",
+            got=f"{value!a:.200} ({type(value).__name__})",
         )
     return value
 

@@ -25,7 +25,7 @@ class Dropout:
         self.site = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``x`` [B, T, D] with D divisible by 4 -> [B, T, D], kept values scaled up."""
+        """``x`` [B, T, D] -> [B, T, D], kept values scaled up."""
         if self.keys is None:
             return x
         self.site += 1
@@ -39,11 +39,11 @@ def _random_bytes(keys: Tensor, x: Tensor) -> Tensor:
     Positions count from the right, so that a wider batch, with more padding, changes none.
     """
     _, length, width = x.shape
-    lanes = width // 4
+    lanes = -(-width // 4)
     back = torch.arange(length - 1, -1, -1, device=x.device, dtype=torch.int32)
     lane = torch.arange(lanes, device=x.device, dtype=torch.int32)
     counter = (back[:, None] * lanes + lane) * -1640531527  # [T, D/4], golden ratio * 2^32
-    return _scramble(counter ^ keys[:, None, None]).view(torch.uint8)
+    return _scramble(counter ^ keys[:, None, None]).view(torch.uint8)[..., :width]
 
 
 def _site_key(keys: Tensor, site: int) -> Tensor:

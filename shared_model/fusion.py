@@ -4,15 +4,22 @@ Letters: B users, P positions, N candidates, L remembered items, H heads, D hidd
 experts' dimensions.
 """
 
+import torch
 from torch import Tensor, nn
 
 from shared_model.router import MODALITIES, masked_softmax
 
+# A weight that has to travel far, from 0 to several nats: on this scale Adam takes it there.
+_FAMILIARITY_SCALE = 20.0
 _FLOOR = -60.0  # keeps exp() of what a position alone remembers away from 0 / 0
 
 
 class CrossModalFusion(nn.Module):
     """Attention over two tokens, the experts' outputs, with the router's weights as a prior.
+
+    And one number for what the experts must not have to find out from features: the candidate is
+    itself in memory, and what was chosen once may be chosen again rarely, or gladly (compare the
+    repeat mode of Ren et al., "RepeatNet", AAAI 2019). It does not depend on content.
 
     Its output starts at zero: a stage begins exactly where the last one ended (invariant 2).
     """
@@ -24,6 +31,7 @@ class CrossModalFusion(nn.Module):
         self.key = nn.ModuleDict({m: nn.Linear(n, hidden, bias=False) for m, n in sizes.items()})
         self.value = nn.ModuleDict({m: nn.Linear(n, hidden, bias=False) for m, n in sizes.items()})
         self.output = nn.Linear(hidden, hidden, bias=False)
+        self.familiarity = nn.Parameter(torch.empty(()))  # starts at 0
 
     def token(
         self,
@@ -56,13 +64,13 @@ class CrossModalFusion(nn.Module):
         say = (strength * (wanted @ self.value[modality](values).mT)) @ holds.mT / total
         return match.sum(1).mT * sequence.shape[-1] ** -0.5, say.sum(1).mT
 
-    def forward(self, matches: Tensor, says: Tensor, prior: Tensor) -> Tensor:
-        """What the fused state adds to the scores: [B, P, N].
+    def forward(self, matches: Tensor, says: Tensor, prior: Tensor, remembered: Tensor) -> Tensor:
+        """What the fused state, and being remembered itself, add to the scores: [B, P, N].
 
         ``matches`` and ``says`` [B, P, N, 2] of the tokens, ``prior`` [B or 1, N, 2]; a modality
-        whose prior is 0 has no say.
+        whose prior is 0 has no say. ``remembered`` [B, P, N] bool: the candidate is in memory.
         """
         prior = prior[:, None]
         logits = matches + prior.clamp(min=1e-9).log()
         weights = masked_softmax(logits, (prior > 0).expand_as(logits))
-        return (weights * says).sum(-1)
+        return (weights * says).sum(-1) + _FAMILIARITY_SCALE * self.familiarity * remembered

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shared_model.dropout import Dropout
 from shared_model.experts import Experts
 from shared_model.fusion import CrossModalFusion
 from shared_model.router import ItemCentricRouter, uniform_weights
@@ -48,8 +49,9 @@ class Scores:
 class Mixture(nn.Module):
     """Scores candidates by ``(sequence + gate * aux) . item``, unnormalised as in every stage.
 
-    A cold candidate is in nobody's memory, so one that is treated as cold does not meet itself
-    there: else it would learn from having been seen, and unseen items like it would suffer.
+    A candidate does not meet itself in memory, where its picture would say no more than that it
+    was seen, and all unseen items like it would suffer (docs/log.md): the fusion's familiarity says
+    that, except of a candidate that is treated as cold, since a cold one is in nobody's memory.
 
     ``aux`` starts at exactly zero, since the fusion's output does. Without a router (Stage 2) the
     modalities that an item has count the same.
@@ -64,14 +66,22 @@ class Mixture(nn.Module):
         if routed:
             self.router = ItemCentricRouter(visual, text, hidden)
 
-    def forward(self, sequence: Tensor, items: Candidates, memories: Memories) -> Scores:
+    def forward(
+        self,
+        sequence: Tensor,
+        items: Candidates,
+        memories: Memories,
+        dropout: Dropout | None = None,
+    ) -> Scores:
         """Scores of each user's candidates at each of its positions; ``sequence`` [B, P, D].
 
         One user's rows may stand for many users that share a bank: evaluation scores a batch of
-        users as the positions of one.
+        users as the positions of one. ``dropout`` thins what the content heads see, by one name for
+        each candidate, B * N of them.
         """
         weights = self._route(items)
-        content = self.experts.content(items.visual, items.text, weights)
+        visual, text = _thinned(items.visual, dropout), _thinned(items.text, dropout)
+        content = self.experts.content(visual, text, weights)
         vectors = torch.where(items.cold[..., None], content, items.ids)  # [B or 1, N, D]
         aux = self._say(sequence, items, vectors, weights, memories)
         # Shared candidates are one matrix product, as in Stage 1: the same numbers to the bit.
@@ -94,7 +104,7 @@ class Mixture(nn.Module):
     ) -> Tensor:
         """``aux . item`` of every candidate: [B, P, N]."""
         experts, memory = self.experts, memories
-        unknown = _remembered(items, memory) & items.cold[..., None]
+        itself = items.names[..., None] == memory.names[:, None]  # [B, N, L]
         visual = experts.visual.logits(items.visual, memory.visual)
         text = experts.text.logits(vectors, memory.text)
         halves = {
@@ -105,16 +115,20 @@ class Mixture(nn.Module):
         for modality, (logits, values, features) in halves.items():
             held = memory.held & features.any(-1)[:, None]
             tokens.append(
-                self.fusion.token(modality, logits, values, held, unknown, sequence, vectors)
+                self.fusion.token(modality, logits, values, held, itself, sequence, vectors)
             )
         matches, says = (torch.stack(parts, -1) for parts in zip(*tokens, strict=True))
-        said: Tensor = self.fusion(matches, says, weights)
+        holds = memory.held.to(sequence.dtype) @ itself.to(sequence.dtype).mT  # [B, P, N]
+        remembered = (holds > 0) & ~items.cold[:, None]
+        said: Tensor = self.fusion(matches, says, weights, remembered)
         return said
 
 
-def _remembered(items: Candidates, memories: Memories) -> Tensor:
-    """Which remembered item is the candidate itself: [B, N, L] bool."""
-    return items.names[..., None] == memories.names[:, None]
+def _thinned(features: Tensor, dropout: Dropout | None) -> Tensor:
+    """Features [B, N, F] after dropout, each candidate with a mask of its own."""
+    if dropout is None:
+        return features
+    return dropout(features.flatten(0, 1)[:, None]).view_as(features)
 
 
 def mask_repeated_targets(scores: Tensor, targets: Tensor) -> Tensor:

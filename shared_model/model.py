@@ -21,7 +21,11 @@ _EMBEDDING_STD = 0.07
 # Heads start small: what training never reaches stays in what they say of items it never saw.
 _SMALL = ("mixture.experts.visual_head.weight", "mixture.experts.text_head.weight")
 # A stage starts where the last one ended (invariant 2); the layers before them move one step later.
-_ZERO = ("mixture.fusion.output.weight", "mixture.router.weigh.weight")
+_ZERO = (
+    "mixture.fusion.output.weight",
+    "mixture.fusion.familiarity",
+    "mixture.router.weigh.weight",
+)
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class MixturePlan:
     targets: int
     negatives: int
     id_dropout: float
+    content_dropout: float
     alignment_weight: float
     temperature: float
     surprise_weight: float

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shared_model.experts import _PICTURE_SCALE as PICTURE_SCALE
+from shared_model.fusion import _FAMILIARITY_SCALE as FAMILIARITY_SCALE
 from shared_model.mixture import Candidates, Memories, Mixture
 
 B, P, N, L = 3, 2, 5, 7  # users, positions, candidates, items of a bank
@@ -68,7 +69,8 @@ def unit(*shape: int) -> Tensor:
 
 
 def naive_scores(mixture: Mixture, world: World) -> Tensor:
-    """Scores [B, P, N] by loops. A cold candidate does not meet itself in memory."""
+    """Scores [B, P, N] by loops. No candidate meets itself in memory; one that is not cold is
+    familiar instead."""
     rows, number = world.items.cold.shape
     users, positions = world.sequence.shape[:2]
     scores = torch.empty(users, positions, number, dtype=torch.float64)
@@ -78,12 +80,10 @@ def naive_scores(mixture: Mixture, world: World) -> Tensor:
                 row = 0 if rows == 1 else b
                 one = {k: v[row, n] for k, v in vars(world.items).items()}
                 memories = world.memories
-                remembered = [
-                    (memories.visual[b, m], memories.text[b, m])
-                    for m in range(memories.held.shape[-1])
-                    if memories.held[b, p, m]
-                    and not (one["cold"] and memories.names[b, m] == one["names"])
-                ]
+                held = [m for m in range(memories.held.shape[-1]) if memories.held[b, p, m]]
+                others = [m for m in held if memories.names[b, m] != one["names"]]
+                one["familiar"] = len(others) < len(held) and not one["cold"]
+                remembered = [(memories.visual[b, m], memories.text[b, m]) for m in others]
                 scores[b, p, n] = naive_score(mixture, world.sequence[b, p], one, remembered)
     return scores
 
@@ -102,7 +102,8 @@ def naive_score(mixture: Mixture, state: Tensor, item: Any, remembered: list[Any
         naive_semantic(experts.text, vector, texts),
     ]
     aux = naive_fusion(mixture.fusion, state, found, prior)
-    result: Tensor = (state + mixture.gate * aux) @ vector
+    familiarity = FAMILIARITY_SCALE * mixture.fusion.familiarity * item["familiar"]
+    result: Tensor = (state + mixture.gate * aux) @ vector + mixture.gate * familiarity
     return result
 
 

@@ -38,6 +38,12 @@ def test_sites_and_keys_differ() -> None:
     assert 0.45 < agreement < 0.55
 
 
+@pytest.mark.parametrize("width", [1, 5, 6, 383])
+def test_any_width_has_the_masks_of_a_wider_one_with_as_many_lanes(width: int) -> None:
+    lanes = -(-width // 4)
+    assert (mask(KEYS, 7, width) == mask(KEYS, 7, 4 * lanes)[..., :width]).all()
+
+
 def test_nothing_is_dropped_without_keys_or_rate() -> None:
     ones = torch.ones(3, 5, 8)
     assert (Dropout()(ones) == ones).all()

@@ -32,7 +32,7 @@ from tests.test_stages import SHAPE, Whole, watching, whole
 __all__ = ["whole"]  # the fixture: one run for this file
 
 PLAN = RoundPlan(2, 1, 0, 1.0, 1, 1.0, "targets", 0.0, "", "")
-MIXING = MixturePlan("", 4, 5, 0.9, 3.0, 6, 15, 0.2, 0.1, 0.1, 0.1, 0.01)
+MIXING = MixturePlan("", 4, 5, 0.9, 3.0, 6, 15, 0.2, 0.5, 0.1, 0.1, 0.1, 0.01)
 
 
 def model_of(number: int, arrays: Arrays) -> Recommender:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared_model.dropout import Dropout
 from shared_model.mixture import Candidates, Memories, Mixture, mask_repeated_targets
-from tests.naive_mixture import B, D, N, World, naive_scores, random_mixture, random_world
+from tests.naive_mixture import B, D, N, World, naive_scores, random_mixture, random_world, unit
 from tests.naive_mixture import L as BANK
 
 ROUTED = pytest.mark.parametrize("routed", [False, True], ids=["uniform", "routed"])
@@ -106,8 +107,8 @@ def test_the_untrained_id_of_a_cold_item_is_never_read() -> None:
 
 
 @SHARED
-def test_a_cold_candidate_does_not_meet_itself_in_memory(shared: bool) -> None:
-    """Nobody has seen it; one that is known does meet itself, and both meet all others."""
+def test_a_cold_candidate_cannot_be_familiar(shared: bool) -> None:
+    """Nobody has seen it; one that is known feels that it was seen, and both meet all others."""
     mixture, world = random_mixture(True), random_world(shared)
     world.memories.held[:, :, :5] = True
     before = ask(mixture, world)
@@ -120,6 +121,36 @@ def test_a_cold_candidate_does_not_meet_itself_in_memory(shared: bool) -> None:
         assert not changed[..., itself & world.items.cold[0]].any()
         assert changed[..., itself & ~world.items.cold[0]].all()
         assert changed[..., [0, 4]][..., ~itself[[0, 4]]].all()  # both have a picture and a text
+
+
+def test_no_candidate_meets_its_own_features_in_memory() -> None:
+    """That it was seen is all that its place in memory says, whatever its features there."""
+    mixture, world = random_mixture(True), random_world(shared=False)
+    world.memories.held[:, :, :5] = True
+    other = world.memories.visual.clone()
+    other[:, 0] = unit(B, 1, other.shape[-1])[:, 0]  # of candidate 0
+    memories = dataclasses.replace(world.memories, visual=other)
+    changed = ask(mixture, world) - ask(mixture, dataclasses.replace(world, memories=memories))
+    assert not changed[..., 0].any()
+    assert changed[..., 4].all()
+    nn.init.zeros_(mixture.fusion.familiarity)
+    forgotten = world.memories.held.clone()
+    forgotten[:, :, 0] = False
+    memories = dataclasses.replace(world.memories, held=forgotten)
+    known = dataclasses.replace(world.items, cold=torch.zeros(B, N) > 0)
+    one, two = (ask(mixture, World(world.sequence, known, m)) for m in (memories, world.memories))
+    torch.testing.assert_close(one[..., 0], two[..., 0])
+
+
+def test_dropout_thins_what_the_content_heads_see_and_nothing_else() -> None:
+    mixture, world = random_mixture(True), random_world(shared=False)
+    thin = Dropout(0.5, torch.arange(B * N) * 7919)
+    whole, thinned = (mixture(*vars(world).values(), dropout) for dropout in (None, thin))
+    assert (whole.weights == thinned.weights).all()
+    warm = ~world.items.cold[:, None].expand(whole.scores.shape)
+    assert (whole.scores == thinned.scores)[warm].all()
+    differs = (whole.content != thinned.content).any(-1)
+    assert (differs == world.items.visual.any(-1) | world.items.text.any(-1)).all()
 
 
 def test_scores_are_not_normalised_and_the_gate_scales_the_mixture_only() -> None:

@@ -16,6 +16,7 @@ from shared_model.dropout import Dropout
 from shared_model.mixture import Candidates, Memories
 from shared_model.model import ModelShape, Recommender, build
 from shared_model.plan import MixturePlan, RoundPlan
+from shared_model.seeds import STRIDE
 from shared_model.stages import STAGES
 from tests.conftest import MakeDataset
 from tests.naive_mixture import HEADS, D, S, V
@@ -23,7 +24,7 @@ from tests.naive_mixture import HEADS, D, S, V
 ITEMS, COLD, LONGEST = 50, {4, 9, 50}, 12
 SHAPE = ModelShape(ITEMS, D, HEADS, 1, LONGEST, V, S)
 PLAN = RoundPlan(2, 3, 0, 1.0, 1, 0.5, "targets", 0.25, "", "")
-MIXING = MixturePlan("", 4, 5, 0.9, 3.0, 6, 15, 0.3, 0.4, 0.2, 0.3, 2.0)
+MIXING = MixturePlan("", 4, 5, 0.9, 3.0, 6, 15, 0.3, 0.5, 0.4, 0.2, 0.3, 2.0)
 STAGE = pytest.mark.parametrize("stage", [2, 3])
 
 
@@ -100,7 +101,9 @@ def naive_loss(
         place = train.index(target)
         state = hidden[place - 1 - offset]
         held = memory_before(objective, user, place)
-        result = model.mix()(state[None, None], candidates(objective, among), held)
+        names = keys[user] ^ (torch.tensor(among) * int(STRIDE.view(np.int64)))
+        thin = Dropout(plan.content_dropout, names)
+        result = model.mix()(state[None, None], candidates(objective, among), held, thin)
         scores, own = result.scores[0, 0].double(), among.index(target)
         shift = torch.zeros(len(among)).double()
         known = (~objective.as_cold[targets]).nonzero().flatten()  # the others are left out

@@ -77,6 +77,7 @@ def floats(*tensors: Tensor) -> tuple[Tensor, ...]:
 def test_without_an_output_the_mixture_is_silent_whatever_else_it_learned(routed: bool) -> None:
     mixture = random_mixture(routed).float()
     nn.init.zeros_(mixture.fusion.output.weight)
+    nn.init.zeros_(mixture.fusion.familiarity)
     world = random_world(shared=True)
     items = dataclasses.replace(halved(world.items), cold=torch.zeros(1, N) > 0)
     sequence = world.sequence.float()

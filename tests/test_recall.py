@@ -18,7 +18,7 @@ from tests.conftest import MakeDataset
 from tests.naive_mixture import HEADS, D, S, V, random_mixture, unit
 
 ITEMS, SLOTS = 40, 9
-PLAN = MixturePlan("", 5, 4, 0.3, 2.0, 8, 8, 0.2, 0.1, 0.1, 0.1, 0.01)
+PLAN = MixturePlan("", 5, 4, 0.3, 2.0, 8, 8, 0.2, 0.5, 0.1, 0.1, 0.1, 0.01)
 SURPRISED = dataclasses.replace(PLAN, novelty=3.0, surprise=3.7)  # written by surprise alone
 
 

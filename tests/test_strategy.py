@@ -176,7 +176,7 @@ def test_a_dead_worker_stops_the_run(strategy: StageStrategy, grid: InProcessGri
 
 
 FROZEN = {"item_embedding.weight": torch.arange(12.0).view(4, 3)}
-MIXING = MixturePlan("sha", 5, 6, 0.25, 2.0, 8, 9, 0.2, 0.1, 0.1, 0.1, 0.01)
+MIXING = MixturePlan("sha", 5, 6, 0.25, 2.0, 8, 9, 0.2, 0.5, 0.1, 0.1, 0.1, 0.01)
 GATE = messages.to_record({"mixture.gate": torch.tensor(1.0)})
 
 
