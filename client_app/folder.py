@@ -130,7 +130,7 @@ def load_array(folder: Path, name: str) -> npt.NDArray[Any]:
     path = folder / "arrays" / f"{name}.npy"
     try:
         array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy's reader fails in a dozen ways, all of which are one
         raise DataError("an array cannot be read", where=str(path), got=str(error)) from error
     if array.dtype != DTYPES[name] or array.ndim != 1:
         raise DataError(

@@ -22,9 +22,9 @@ def read_frozen(home: Path, sha256: str) -> Arrays | None:
     path = _path(home, sha256)
     try:
         arrays = load_file(path)
-    except (OSError, SafetensorError):
+        return arrays if arrays_sha256(arrays) == sha256 else None
+    except (OSError, SafetensorError, TypeError, ValueError):  # or a type that numpy lacks
         return None
-    return arrays if arrays_sha256(arrays) == sha256 else None
 
 
 def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:

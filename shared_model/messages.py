@@ -5,9 +5,11 @@ its users' memories meet, ``train`` runs a round plan, ``evaluate`` scores array
 reply holds its result, an ``error`` line, or ``needs``: the frozen groups the node does not hold.
 """
 
+import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, fields
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,31 +19,16 @@ from shared_model.errors import NodeError, WorkerError
 from shared_model.memory import NOVELTY_BINS, Ints
 from shared_model.metrics import MetricSums, faulty_sums
 from shared_model.model import Arrays
+from shared_model.node_report import MOST, check_report
+from shared_model.node_report import NodeReport as NodeReport
 from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 
-_Kind = TypeVar("_Kind")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Kind = TypeVar("_Kind", bound="DataclassInstance")
 
 PREPARE, NOVELTY, TRAIN, EVALUATE = "query.prepare", "query.novelty", "train", "evaluate"
-
-
-@dataclass(frozen=True)
-class NodeReport:
-    """What a node hosts, as it answers to ``query.prepare``. Counts and fingerprints only."""
-
-    name: str
-    partition: int  # -1: a node with a data folder of its own
-    num_partitions: int
-    users: int
-    interactions: int
-    items: int
-    cold_items: int
-    history_digest: str  # hex, adds up over nodes modulo 2**256
-    catalogue_sha256: str
-    features_sha256: str
-    features: str  # JSON: dimensions, coverages and encoders
-    visual: int  # dimensions that the model is built with; 0 without features
-    text: int
-    app_sha256: str
 
 
 def request_content(
@@ -91,8 +78,22 @@ def to_record(arrays: Arrays) -> ArrayRecord:
 
 
 def from_record(record: ArrayRecord) -> Arrays:
-    """Flower arrays as named tensors."""
-    return {name: torch.from_numpy(record[name].numpy()) for name in record}
+    """Flower arrays as named tensors; ``NodeError`` for bytes that are no array."""
+    return {name: _tensor(name, array.data) for name, array in record.items()}
+
+
+def _tensor(name: str, data: bytes) -> torch.Tensor:
+    """The array of ``.npy`` bytes. Its size has to fit them: no header makes anyone allocate."""
+    try:
+        stream = BytesIO(data)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("not .npy 1.0")
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+        flat = np.frombuffer(data[stream.tell() :], dtype).copy()
+        return torch.from_numpy(flat.reshape(shape, order="F" if by_column else "C"))
+    except Exception as error:  # a peer's bytes fail in a dozen ways, all of which are one
+        got = f"{type(error).__name__}: {error}"[:200]
+        raise NodeError("unreadable array", where=ascii(name), got=got) from error
 
 
 def read_arrays(content: RecordDict) -> Arrays:
@@ -125,11 +126,11 @@ def read_update(content: RecordDict) -> LocalUpdate:
             arrays=read_arrays(content),
             weight=float(sums["weight"]),
             loss=float(sums["loss"]),
-            targets=int(sums["targets"]),
-            participants=int(sums["participants"]),
+            targets=operator.index(sums["targets"]),
+            participants=operator.index(sums["participants"]),
             logs={name: float(value) for name, value in _metrics(content, "logs").items()},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise NodeError("unreadable update", where="reply to train", got=repr(error)) from error
 
 
@@ -147,10 +148,11 @@ def read_metrics(content: RecordDict) -> dict[str, float]:
     """The metric sums of a reply; ``NodeError`` unless each is what users can add up to."""
     try:
         sums = {key: float(value) for key, value in _metrics(content, "metrics").items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise NodeError("unreadable metrics", where="reply to evaluate", got=repr(error)) from error
     if faults := faulty_sums(sums):
-        raise NodeError("unusable metric sums", expected="0 to users", got=", ".join(faults[:3]))
+        got = ", ".join(ascii(fault)[:80] for fault in faults[:3])
+        raise NodeError("unusable metric sums", expected="0 to users", got=got)
     return sums
 
 
@@ -160,8 +162,10 @@ def report_content(report: NodeReport) -> RecordDict:
 
 
 def read_report(content: RecordDict) -> NodeReport:
-    """The node report of a reply."""
-    return _as(NodeReport, content, "report")
+    """The node report of a reply; ``NodeError`` if a count or a fingerprint cannot be one."""
+    report = _as(NodeReport, content, "report")
+    check_report(report)
+    return report
 
 
 def novelty_request(total_users: int) -> RecordDict:
@@ -186,7 +190,7 @@ def read_novelty(content: RecordDict) -> Ints:
     """The histogram of a reply; ``NodeError`` unless it has the bins of ``novelty_counts``."""
     given: Any = content.config_records.get("novelty", ConfigRecord()).get("counts")
     counts = given if isinstance(given, list) else []
-    if len(counts) != NOVELTY_BINS or not all(type(n) is int and n >= 0 for n in counts):
+    if len(counts) != NOVELTY_BINS or not all(type(n) is int and 0 <= n < MOST for n in counts):
         raise NodeError(
             "unreadable histogram", where="query.novelty", expected=f"{NOVELTY_BINS} counts"
         )
@@ -214,7 +218,8 @@ def check_reply(message: Message) -> RecordDict:
             )
         raise NodeError(f"node failed with code {message.error.code}", got=reason[-600:])
     if "error" in message.content.config_records:
-        raise NodeError(str(message.content.config_records["error"]["line"]))
+        line = message.content.config_records["error"].get("line")
+        raise NodeError(str(line)[-600:] or "a node refused and did not say why")
     return message.content
 
 
@@ -234,14 +239,24 @@ def _as(kind: type[_Kind], content: RecordDict, name: str) -> _Kind:
     """A config record as the dataclass that it was made from."""
     if name not in content.config_records:
         raise NodeError("message without its config", expected=f"a ConfigRecord named '{name}'")
-    try:
-        return kind(**content.config_records[name])
-    except TypeError as error:
+    given = dict(content.config_records[name])
+    wanted = {field.name: field.type for field in fields(kind)}
+    faults = sorted(given.keys() ^ wanted.keys())
+    faults += sorted(
+        key for key in given.keys() & wanted.keys() if not _is(given[key], wanted[key])
+    )
+    if faults:
         raise NodeError(
             f"the {name} of a message has other fields",
-            got=str(error),
+            got=", ".join(ascii(fault)[:80] for fault in faults[:10]),
             todo="run the same version of the app on server and nodes",
-        ) from error
+        )
+    return kind(**given)
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether a value is of a dataclass field's type: a plain one, or a ``Literal``."""
+    return value in get_args(kind) if get_args(kind) else type(value) is kind
 
 
 def _metrics(content: RecordDict, name: str) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """Ranking metrics as sums that merge: HR and NDCG at 5, 10, 20, and MRR."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ import numpy.typing as npt
 
 CUTOFFS = (5, 10, 20)
 PROTOCOLS = ("uniform-100", "full", "full-unseen")
+_KEY = re.compile(f"[a-z][a-z-]{{0,40}}/({'|'.join(PROTOCOLS)})/[a-z0-9@]+")
 
 Report = dict[str, dict[str, dict[str, float]]]
 
@@ -48,13 +50,17 @@ class MetricSums:
 
 
 def faulty_sums(sums: Mapping[str, float]) -> list[str]:
-    """The keys that no set of users can have: not finite, negative, above the users, or absent."""
+    """The keys that no set of users can have: not finite, negative, above the users, or absent.
+
+    Whoever is in a group is ranked among all its candidates ("full"), and users are whole.
+    """
     cells = {key.rpartition("/")[0] for key in sums}
+    cells |= {f"{cell.partition('/')[0]}/full" for cell in cells}
     expected = {f"{cell}/{name}" for cell in cells for name in rank_sums(np.zeros(0, np.int64))}
     faults = sorted(expected ^ set(sums))
     for key, value in sums.items():
         users = sums.get(key.rpartition("/")[0] + "/users", 0.0)
-        if not (key.count("/") == 2 and 0 <= value <= users < float("inf")):
+        if not (_KEY.fullmatch(key) and 0 <= value <= users and users % 1 == 0 < users):
             faults.append(f"{key}={value}")
     return faults
 

@@ -73,6 +73,7 @@ def test_a_whole_file_of_another_model_counts_as_lost(tmp_path: Path) -> None:
         {name: value + 1 for name, value in ARRAYS.items()},
         {name: value for name, value in ARRAYS.items() if "positions" not in name},
         {name: value.double() for name, value in ARRAYS.items()},
+        {name: value.bfloat16() for name, value in ARRAYS.items()},
         {},
     ):
         path.write_bytes(save(other))
