@@ -6,7 +6,6 @@ a machine of its own, and free ports. By FLWR_HOME all that they started is foun
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -75,8 +74,8 @@ class Federation:
 
     @property
     def home(self) -> Path:
-        """The home folder of the SuperLink, which `~` in run-config key `home` stands for."""
-        return self.folder / "superlink"
+        """What run-config key home='~/feddmmr' is on the SuperLink's machine."""
+        return self.folder / "superlink" / "feddmmr"
 
     @property
     def flower(self) -> SuperLink:
@@ -94,15 +93,17 @@ class Federation:
         path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in run_config.items()))
         return self.flower.submit(app, path, "")
 
+    def finished(self, run_id: str) -> bool:
+        """Whether the run is over, by the log: a `flwr list` takes seconds of a core."""
+        return f"of run {run_id}" in self.log("superlink").partition("Finished task ")[2]
+
     def wait(self, run_id: str, seconds: float = 600.0) -> Outcome:
-        """How the run ended. The log is watched, since each `flwr list` takes seconds of a core."""
-        eventually(
-            lambda: re.search(f"Finished task .* of run {run_id}", self.log("superlink")), seconds
-        )
+        """How the run ended."""
+        eventually(lambda: self.finished(run_id), seconds)
         return self.flower.wait(run_id)
 
     def manifest(self, run: str) -> dict[str, Any]:
-        """The manifest of a run with home `~`, or nothing if it is not there yet."""
+        """The manifest of a run with that home, or nothing if it is not there yet."""
         path = self.home / "runs" / run / "manifest.json"
         return dict(json.loads(path.read_bytes())) if path.is_file() else {}
 
