@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from client_app.content import open_content
 from client_app.data import open_dataset
 from client_app.folder import sealed_info
+from shared_model.errors import DataError
 from shared_model.fingerprint import file_sha256
 from tests.fuzzing import STRANGE, assert_both, cases, edit_json, outcome, tally
 from tests.test_stages import write_mixed
@@ -184,3 +185,12 @@ def test_imported_sources(tmp_path: Path) -> None:
     check()
     assert_both(seen)
     assert {path.name for path in tmp_path.iterdir()} == {"source.csv"}  # no half of a dataset
+
+
+def test_rows_with_more_fields_than_the_header_are_refused(tmp_path: Path) -> None:
+    """pandas drops what is too much with a warning, and so may read a time as an item."""
+    source = tmp_path / "source.csv"
+    rows = [f"a,{item},{item},9" for item in range(4)]
+    source.write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    with pytest.raises(DataError, match="cannot be parsed"):
+        import_dataset(source, tmp_path / "dataset", ImportOptions(k_core=1))

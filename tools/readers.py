@@ -5,6 +5,7 @@ Every table's index is the line (or row) of its file, and says so in its name, f
 
 import csv
 import io
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ UDATA_GENRES = (
     *("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery"),
     *("Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
+_UNPARSABLE = (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError)
 MOVIELENS_FILES = ("ratings.dat", "u.data", "ratings.csv")
 
 
@@ -164,21 +166,23 @@ def _read_table(
     raw = _read_bytes(path) if content is None else content
     encoding = "utf-8" if _is_utf8(raw) else "latin-1"  # the older MovieLens files are latin-1
     try:
-        table = pd.read_csv(
-            io.BytesIO(raw),
-            sep=sep,
-            names=names,
-            header=0 if names is None else None,
-            index_col=False,
-            dtype=str,
-            encoding=encoding,
-            skip_blank_lines=False,
-            quoting=csv.QUOTE_MINIMAL if sep == "," else csv.QUOTE_NONE,
-            keep_default_na=False,
-            na_values=[""],
-            on_bad_lines="error",
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of fields that it drops
+            table = pd.read_csv(
+                io.BytesIO(raw),
+                sep=sep,
+                names=names,
+                header=0 if names is None else None,
+                index_col=False,
+                dtype=str,
+                encoding=encoding,
+                skip_blank_lines=False,
+                quoting=csv.QUOTE_MINIMAL if sep == "," else csv.QUOTE_NONE,
+                keep_default_na=False,
+                na_values=[""],
+                on_bad_lines="error",
+            )
+    except (*_UNPARSABLE, UnicodeError) as error:
         raise DataError("the file cannot be parsed", where=str(path), got=str(error)) from error
     table.index = pd.RangeIndex(1 if names else 2, len(table) + (1 if names else 2), name="line")
     return table
