@@ -30,6 +30,7 @@ class ShiftingGrid(InProcessGrid):
     def __init__(self, config: dict[str, Value]) -> None:
         self.config = config
         self.hung: set[int] = set()
+        self.late = 0  # how many times replies are asked for in vain
         self.sent: list[tuple[str, int]] = []  # message type, node
         self.looks: list[Callable[[], None]] = []  # what happens at each next look
         super().__init__([partition(i) for i in range(NODES)], config)
@@ -60,6 +61,12 @@ class ShiftingGrid(InProcessGrid):
             if message.metadata.dst_node_id in self.hung:
                 self._replies.pop(id_)
         return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if self.late:
+            self.late -= 1
+            return []
+        return super().pull_messages(message_ids)
 
     def _handle(self, message: Message) -> Message:
         if message.metadata.dst_node_id in self.contexts:
@@ -240,6 +247,19 @@ def test_a_stranger_that_never_answers_is_waited_for_once(
     assert record["status"] == "complete"
     assert set(dropped(record)) == {2, 3, 4}
     assert len(looks) == 2 * 2 + 1  # a look for each training and evaluation: no wait
+
+
+def test_a_newcomer_has_time_to_answer_while_its_place_is_free(shifting: Shifting) -> None:
+    grid = shifting.grid
+
+    def restart() -> None:
+        grid.leave(1)
+        grid.come(77, **partition(1))
+        grid.late = 2
+
+    record = shifting.go("late", {1: restart})
+    assert by_round(record, "joined") == {2: ["partition-1"]}
+    assert dropped(record) == {}
 
 
 def test_a_silent_node_is_not_waited_for_twice_in_a_round(shifting: Shifting) -> None:
