@@ -156,7 +156,7 @@ class FaultyGrid(InProcessGrid):
         if not self._start <= self._round < end:
             return list(super().send_and_receive(requests))
         if self._fault.behaviour == "raises":
-            requests = [self._damaged(request) for request in requests]
+            return self._noted(self._raising(requests))
         if self._fault.behaviour == "leaves":
             self.contexts.pop(self._bad, None)
         if self._fault.behaviour in ("leaves", "is silent"):
@@ -165,20 +165,20 @@ class FaultyGrid(InProcessGrid):
         for reply in replies:
             if reply.metadata.src_node_id == self._bad and self._fault.change is not None:
                 self._fault.change(reply.content)
+        return self._noted(replies)
+
+    def _noted(self, replies: list[Message]) -> list[Message]:
         if self._round == self._start:
             self.replies = replies
         return replies
 
-    def _damaged(self, request: Message) -> Message:
-        """The bad node's request as it sees it: cut bytes, over which its handler stumbles."""
-        if request.metadata.dst_node_id != self._bad:
-            return request
-        arrays = ArrayRecord(dict(request.content.array_records["arrays"]))
-        name = next(iter(arrays))
-        given = arrays[name]
-        arrays[name] = Array(given.dtype, given.shape, given.stype, given.data[:-1])
-        content = RecordDict({**request.content, "arrays": arrays})
-        return Message(content, self._bad, request.metadata.message_type)
+    def _raising(self, requests: list[Message]) -> list[Message]:
+        """The bad node without its run-config, over which its handler stumbles."""
+        context = self.contexts[self._bad]
+        given, context.run_config = context.run_config, None  # type: ignore[assignment]
+        replies = list(super().send_and_receive(requests))
+        context.run_config = given
+        return replies
 
     def _note_validation(self, request: Message) -> None:
         if request.metadata.message_type != "evaluate":

@@ -19,18 +19,19 @@ def honest_weights(replies: list[Message]) -> Weights:
     }
 
 
-def aggregate(replies: list[Message], weights: Weights) -> Arrays:
-    """``flwr.serverapp.strategy.FedAvg`` over the nodes' mean updates; raises what it raises.
-
-    FedAvg weights means itself, so a reply's sums are divided by the node's honest weight, and the
-    record has the one MetricRecord that FedAvg asks for; the weight in it is the one that was sent.
-    """
+def aggregate(stock: list[Message]) -> Arrays:
+    """``flwr.serverapp.strategy.FedAvg`` over stock replies; raises what it raises."""
     strategy = FedAvg(weighted_by_key="weight")
-    stock = [_as_stock(reply, weights) for reply in replies]
     logging.getLogger("flwr").setLevel(logging.ERROR)
     with np.errstate(all="ignore"):
         arrays, _ = strategy.aggregate_train(1, stock)
     return {name: array.numpy() for name, array in (arrays or ArrayRecord()).items()}
+
+
+def as_stock(replies: list[Message], weights: Weights) -> list[Message]:
+    """The replies as FedAvg takes them: it weights means itself, so sums are divided by the node's
+    honest weight, and there is one MetricRecord; the weight in it is the one that was sent."""
+    return [_as_stock(reply, weights) for reply in replies]
 
 
 def _as_stock(reply: Message, weights: Weights) -> Message:
@@ -49,9 +50,9 @@ def _as_stock(reply: Message, weights: Weights) -> Message:
 def outcome(replies: list[Message], honest: list[Message]) -> dict[str, Any]:
     """``text``, and how far ``off`` the model's move is by its honest length (None: no number)."""
     weights = honest_weights(honest)
-    reference = aggregate(honest, weights)
+    reference, stock = aggregate(as_stock(honest, weights)), as_stock(replies, weights)
     try:
-        found = aggregate(replies, weights)
+        found = aggregate(stock)
     except Exception as error:  # noqa: BLE001 (whatever FedAvg raises is the result)
         return {"text": _line(f"raises {type(error).__name__}: {error}"), "off": None}
     if other := [n for n in reference if n not in found or found[n].shape != reference[n].shape]:

@@ -38,6 +38,7 @@ from tools.run_command import merge, own_app
 
 NAMES = [fault.name for fault in FAULTS]
 PASSED = 0.98  # of the undisturbed HR@10
+_SHOWN = 120  # characters of what this project says, of which the JSON has all
 _CONFIG: dict[str, Value] = {"stage": 1, "hidden-size": 32, "fraction-train": 0.3}
 _CONFIG |= {"evaluate-every": 30, "checkpoint-every": 30}  # the last round is validated anyway
 # What the benchmark or its own options set: --set may not.
@@ -171,7 +172,8 @@ def print_table(result: Record) -> None:
     for row in result["rows"]:
         verdict = "ok" if row["passed"] else "FAILED"
         stock = row["stock"]["text"]
-        table.add_row(row["fault"], stock, row["ours"], f"{row['hr@10']:.4f}", verdict)
+        ours = row["ours"] if len(row["ours"]) <= _SHOWN else row["ours"][: _SHOWN - 3] + "..."
+        table.add_row(row["fault"], stock, ours, f"{row['hr@10']:.4f}", verdict)
     Console(width=160).print(table)
 
 

@@ -68,7 +68,8 @@ def _check_counts(update: LocalUpdate, node: NodeReport, settings: Settings, mix
 
 def _require(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # true for NaN, too
-        raise NodeError(f"unusable {name}", expected=f"{low:g} to {high:g}", got=str(value))
+        expected = f"{low:g} to {high:g}" if low < high else f"{low:g}"
+        raise NodeError(f"unusable {name}", expected=expected, got=str(value))
 
 
 def _surprise(people: int, users: int, fraction: float) -> float:

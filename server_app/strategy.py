@@ -23,6 +23,7 @@ from shared_model.model import Arrays
 from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import Stage
 
+_REASON = 400  # characters that a node can put into the manifest each round
 _Given = TypeVar("_Given")
 _Result = TypeVar("_Result")
 
@@ -225,7 +226,8 @@ class StageStrategy(Strategy):
         return kept
 
     def _drop(self, name: str, reason: str) -> None:
-        self.exchange.dropped.append({"node": name, "reason": reason})
+        short = reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
+        self.exchange.dropped.append({"node": name, "reason": short})
 
     def _require(self, answered: int) -> None:
         """``RoundError`` if fewer than ``min-participation`` of the nodes answered usably."""

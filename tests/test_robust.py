@@ -189,7 +189,6 @@ DAMAGE: dict[str, Callable[[Array], Array]] = {
     "a header for 4 TB": lambda a: Array(
         a.dtype, a.shape, a.stype, a.data.replace(b"(3,), }", b"(1000000000000,), }")
     ),
-    "another encoding": lambda a: Array(a.dtype, a.shape, "other", a.data),
 }
 
 
@@ -219,6 +218,18 @@ def test_bytes_that_cannot_be_read_drop_their_node(damage: str) -> None:
     new = messages.from_record(arrays)["a"]
     assert new.tolist() == [2.5, 4.0, 3.0]  # [1, 2, 3] + 0.5 * [3, 4, 0]
     assert [drop["node"] for drop in strategy.exchange.dropped] == ["partition-1"]
+
+
+def test_a_reason_is_cut() -> None:
+    """What a node says goes into the manifest, but not at any length."""
+    strategy = StageStrategy(stage_of(1), SETTINGS, CENSUS, ServerOptimizer("sgd"))
+    update = LocalUpdate({"a": torch.tensor([3.0, 4.0, 0.0])}, 1.0, 2.0, 1, 1)
+    contents = [messages.update_content(update)] * 2 + [messages.error_content("no" * 10**6)]
+    replies = [answer(m, c) for m, c in zip(sent(strategy), contents, strict=True)]
+    strategy.aggregate_train(1, replies)
+    [drop] = strategy.exchange.dropped
+    assert drop["reason"].startswith("nono")
+    assert len(drop["reason"]) == 400
 
 
 @pytest.mark.parametrize(("count", "stage"), [(3, 1), (10, 1), (200, 1), (10, 0)])
