@@ -73,8 +73,9 @@ def _run_stage(
         if record["checkpoint"]:  # of a run that goes on: seen now, not after the last round
             load_checkpoint(manifest.folder / record["checkpoint"], record["sha256"])
         model = _initial_model(settings, manifest, census, stage)
-        strategy = _strategy(grid, settings, census, model)
-        record["memory_novelty"] = strategy.mixing.novelty if strategy.mixing else None
+        novelty = _novelty(grid, settings, manifest, census, stage) if stage.mixes else None
+        record["memory_novelty"] = novelty
+        strategy = _strategy(settings, census, model, novelty)
         StageRun(grid, strategy, manifest, record).run(read_groups(model, stage.trained))
     except Exception as failure:
         record["status"] = "failed"
@@ -100,16 +101,30 @@ def _initial_model(
     return model
 
 
-def _strategy(grid: Grid, settings: Settings, census: Census, model: Recommender) -> StageStrategy:
+def _novelty(
+    grid: Grid, settings: Settings, manifest: Manifest, census: Census, stage: Stage
+) -> float:
+    """The memory's threshold. All nodes are asked once a run: a stage that resumes, or follows on
+    one with a memory, has the same data and the same memory."""
+    for number in (stage.number, stage.number - 1):
+        known: float | None = (manifest.stage(number) or {}).get("memory_novelty")
+        if known is not None:
+            return known
+    return novelty_threshold(grid, census, settings)
+
+
+def _strategy(
+    settings: Settings, census: Census, model: Recommender, novelty: float | None
+) -> StageStrategy:
     stage, optimizer = model.stage, ServerOptimizer(settings.server_optimizer)
-    if not stage.mixes:
+    if novelty is None:
         return StageStrategy(stage, settings, census, optimizer)
     frozen = read_groups(model, stage.frozen)
     mixing = MixturePlan(
         frozen_sha256=arrays_sha256(frozen),
         short_term=settings.memory_short_term,
         long_term=settings.memory_long_term,
-        novelty=novelty_threshold(grid, census, settings),
+        novelty=novelty,
         surprise=settings.memory_surprise,
         targets=settings.targets_per_user,
         negatives=settings.negatives,

@@ -16,9 +16,11 @@ from server_app.strategy import StageStrategy
 from shared_model.metrics import Report
 from shared_model.model import Arrays
 
-# The validation figure that the best round maximises, summed over these groups: what is known of
-# the items, and, from Stage 2 on, what their content alone tells ("as-cold").
-SELECT_GROUPS, SELECT_BY = ("all", "as-cold"), ("full", "ndcg@10")
+# The validation figure that the best round maximises, summed over two groups: known items, among
+# cold ones if there are any, and, from Stage 2 on, what content alone tells ("as-cold"). Content
+# that outshouts all IDs gains in the second and loses in the first.
+SELECT_KNOWN, SELECT_CONTENT = ("all-with-cold", "all"), "as-cold"
+SELECT_BY = ("full", "ndcg@10")
 
 
 class StageRun:
@@ -165,4 +167,6 @@ def selected(entry: Record) -> float:
     """The validation figure by which rounds are compared."""
     protocol, metric = SELECT_BY
     valid = entry["valid"]
-    return sum(float(valid[group][protocol][metric]) for group in SELECT_GROUPS if group in valid)
+    known = next(group for group in SELECT_KNOWN if group in valid)
+    groups = [known, SELECT_CONTENT] if SELECT_CONTENT in valid else [known]
+    return sum(float(valid[group][protocol][metric]) for group in groups)

@@ -140,7 +140,9 @@ class StageStrategy(Strategy):
         parts: list[dict[str, float]] = []
         for node, content in self._usable(replies):
             try:
-                parts.append(messages.read_metrics(content))
+                sums = _read(messages.read_metrics, content)
+                _check_users(sums, node.users)
+                parts.append(sums)
             except FedDMMRError as error:
                 self._drop(node.name, str(error))
         self._require(len(parts))
@@ -245,6 +247,15 @@ class StageStrategy(Strategy):
 
 def _asks(reply: Message) -> bool:
     return not reply.has_error() and messages.needs_frozen(reply.content)
+
+
+def _check_users(sums: dict[str, float], users: int) -> None:
+    """``NodeError`` if a group has more users than the node hosts: they would outvote others."""
+    most = max((value for key, value in sums.items() if key.endswith("/users")), default=0.0)
+    if most > users:
+        raise NodeError(
+            "more users scored than hosted", expected=f"at most {users}", got=f"{most:g}"
+        )
 
 
 def _read(read: Callable[[_Given], _Result], given: _Given) -> _Result:

@@ -150,6 +150,7 @@ def test_evaluation_adds_users_not_nodes(strategy: StageStrategy, grid: InProces
         {"all/full/users": float("inf")},
         {"all/full/extra": 1.0},
         {"odd": 1.0},
+        {"all/full/users": 6.0},  # it hosts five
     ],
 )
 def test_metrics_that_no_users_can_have_are_dropped(
