@@ -23,6 +23,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from shared_model.errors import ConfigError
 from tools.access import secured
+from tools.federation import Federation, eventually, processes_of
+from tools.federation_command import federation
+from tools.superlink import RunError
 
 ROOT = Path(__file__).parents[1]
 DOCKER, NODES = ROOT / "docker", range(3)
@@ -138,7 +141,7 @@ def test_flower_knows_every_option(name: str) -> None:
     for service in compose(name)["services"].values():
         target = service["build"]["target"]
         own = ["flower-superexec"] if target == "app" else [f"flower-{target}"]
-        program, *options = [*service.get("entrypoint", own), *service["command"]]
+        program, *options = [*(service.get("entrypoint") or own), *service["command"]]
         module, function = PARSERS[program]
         parser = getattr(importlib.import_module(module), function)()
         options = parser.parse_args(options)  # exits at one that it does not know
@@ -276,3 +279,29 @@ def test_a_federation_on_this_machine_uses_the_same_folder(keys: Path, tmp_path:
     assert json.dumps(str(keys / "ca.crt")) in access.connection
     with pytest.raises(ConfigError, match=r"keys\.sh"):
         secured(tmp_path)
+
+
+def test_a_program_that_ends_by_itself_is_named(tmp_path: Path) -> None:
+    running = Federation(tmp_path, [])
+    running.start("node-0", ["sh", "-c", "echo no key; exit 1"])
+    with pytest.raises(RunError, match=r"node-0 ended.*no key"):
+        running.watch()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_a_node_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    running = Federation(tmp_path, [])
+    process = running.start("node-0", ["sh", "-c", "setsid sleep 60 & echo up; wait"])
+    home = tmp_path / "node-0" / "flwr"
+    eventually(lambda: "up" in running.log("node-0"), 30)
+    assert process.pid in processes_of(home)
+    running.kill(0)
+    eventually(lambda: not processes_of(home), 10)
+
+
+def test_a_federation_wants_datasets_and_a_new_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not a dataset; where: .*nothing"):
+        federation(tmp_path / "new", [tmp_path / "nothing"])
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(FileExistsError), Federation(tmp_path, []):
+        pass

@@ -129,7 +129,7 @@ class Federation:
         self.start(f"node-{number}", [*program, *where, *config])
         if self.access.client_apps:
             options = _of(number, self.access.client_apps)
-            self._start_superexec(f"client-apps-{number}", f"127.0.0.1:{port}", options)
+            self.start_superexec(f"client-apps-{number}", f"127.0.0.1:{port}", options)
 
     def start(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
         """Start a program in a folder of its own, and end it with the others."""
@@ -144,6 +144,13 @@ class Federation:
                 start_new_session=True,  # Ctrl-C is for us, who then end them in order
             )
         return self._running[name]
+
+    def start_superexec(
+        self, name: str, address: str, options: Sequence[str]
+    ) -> "subprocess.Popen[bytes]":
+        """Start what runs the apps of the SuperLink or SuperNode at an address."""
+        program = str(_PROGRAMS / "flower-superexec")
+        return self.start(name, [program, *options, "--runtime-api-address", address])
 
     def log(self, name: str) -> str:
         """What `superlink`, `server-apps`, `node-<i>`, `client-apps-<i>` or `user` printed."""
@@ -186,11 +193,7 @@ class Federation:
 
         eventually(listens, 60)
         if self.access.server_apps:
-            self._start_superexec("server-apps", self.address, self.access.server_apps)
-
-    def _start_superexec(self, name: str, address: str, options: Sequence[str]) -> None:
-        program = str(_PROGRAMS / "flower-superexec")
-        self.start(name, [program, *options, "--runtime-api-address", address])
+            self.start_superexec("server-apps", self.address, self.access.server_apps)
 
     def _stop(self, name: str, with_signal: signal.Signals) -> None:
         """End a process and its descendants, which lead process groups of their own."""
