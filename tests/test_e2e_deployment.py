@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from tests.test_stages import SETTINGS, write_mixed
 from tools.access import secured
-from tools.federation import Federation, eventually
+from tools.federation import Federation, eventually, free_ports
 from tools.importers import split_dataset
 from tools.in_process import run_in_process
 
@@ -50,7 +50,7 @@ class Closed(Federation):
     def stranger(self, name: str, ca: Path, key: Path) -> "subprocess.Popen[bytes]":
         """A SuperNode with that certificate and key, which gives up soon."""
         reach = ["--superlink", self.address, "--root-certificates", str(ca)]
-        quickly = ["--port", "1" + self.address[-4:], "--max-retries", "1"]
+        quickly = ["--port", *free_ports(1), "--max-retries", "1"]
         identity = ["--auth-supernode-private-key", str(key)]
         return self.start(name, [*self.supernode, *reach, *identity, *quickly])
 
