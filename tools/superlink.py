@@ -91,6 +91,10 @@ class SuperLink:
         """Stop the run."""
         self._ask("stop", run_id, self.connection)
 
+    def register(self, public_key: Path) -> None:
+        """Let the SuperNode with this key take part."""
+        self._ask("supernode", "register", str(public_key), self.connection)
+
     def _outcome(self, run_id: str) -> Outcome:
         return read_outcome(self._ask("list", self.connection, "--run-id", run_id))
 

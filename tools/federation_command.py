@@ -1,0 +1,47 @@
+"""`feddmmr federation`: SuperLink and SuperNodes on this machine, until Ctrl-C; no Docker."""
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared_model.errors import ConfigError
+from tools.access import secured
+from tools.federation import CONNECTION, Federation
+
+
+def federation(
+    folder: Annotated[Path, typer.Argument(help="New folder for state, logs and results.")],
+    data: Annotated[
+        list[Path], typer.Argument(help="A dataset folder for each node (`feddmmr data split`).")
+    ],
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="Folder made by docker/keys.sh: TLS, keys, secrets. Without: plain."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the SuperLink.")] = 8000,
+) -> None:
+    """Start a SuperLink and a SuperNode for each dataset folder, and keep them until Ctrl-C."""
+    if not Path("/proc/self/environ").exists():
+        raise ConfigError("it finds its processes by /proc", expected="Linux", todo="use Docker")
+    _refuse_missing(data)
+    nodes = [f'data-dir="{part.absolute()}" name="node-{i}"' for i, part in enumerate(data)]
+    access = secured(keys) if keys else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Federation(folder, nodes, access, port) as running:
+            print(f"a SuperLink at {running.address}, {len(nodes)} nodes; logs: {folder}/*/log")
+            print(f"FLWR_HOME={running.flower_home} feddmmr run --connection {CONNECTION}")
+            print(f"results: {running.home.with_name('.feddmmr')}", flush=True)
+            running.watch()
+    except KeyboardInterrupt:
+        print("ended")
+
+
+def _refuse_missing(data: list[Path]) -> None:
+    for part in data:
+        if not (part / "dataset.json").is_file():
+            raise ConfigError(
+                "not a dataset", where=str(part), expected="a folder with dataset.json"
+            )
