@@ -1,4 +1,7 @@
-"""docker/: what Compose makes of its files, and keys that Flower and openssl accept."""
+"""docker/: what Compose makes of its files, and keys that Flower and openssl accept.
+
+Over 300 lines on purpose: the two files share one reading of Compose's output.
+"""
 
 import importlib
 import json

@@ -1,4 +1,7 @@
-"""Nodes that leave, come back under a new id, or ask to join: in process, with real rounds."""
+"""Nodes that leave, come back under a new id, or ask to join: in process, with real rounds.
+
+Over 300 lines on purpose: every case needs the same grid, whose nodes come and go.
+"""
 
 import json
 import re
