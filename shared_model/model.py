@@ -83,9 +83,9 @@ def build(
     gate: float = 1.0,
 ) -> Recommender:
     """A freshly initialised model: each parameter is a function of its name and the seed."""
-    with torch.device("meta"):
-        model = Recommender(shape, stage)
-    model.to_empty(device=device)
+    # Not on "meta": to fill tensors there, torch imports its compiler, 4 s of every message.
+    with torch.random.fork_rng(devices=[]):  # torch's own values, which are replaced below
+        model = Recommender(shape, stage).to(device)
     for name, parameter in model.named_parameters():
         _initialise(name, parameter, seed)
     if model.mixture is not None:
