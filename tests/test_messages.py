@@ -1,18 +1,24 @@
 """The wire: everything that is sent arrives as it was, and a peer's faults are named."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
+from client_app.content import open_content
+from client_app.data import open_dataset
 from shared_model import messages
 from shared_model.errors import NodeError
 from shared_model.memory import NOVELTY_BINS
 from shared_model.messages import NodeReport
 from shared_model.metrics import MetricSums
 from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
+from tests.secrets_of_users import secrets_of
+from tests.test_stages import write_mixed
 from tools.in_process import InProcessGrid
 
 PLAN = RoundPlan(1, 7, 3, 0.1, 2, 0.3, "targets", 0.2, "app", "catalogue")
@@ -23,8 +29,6 @@ ARRAYS = {"x.weight": torch.randn(3, 4), "y": torch.tensor([1.5])}
 
 def wire(content: RecordDict) -> RecordDict:
     """Serialise and parse, as between processes."""
-    from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-
     return recorddict_from_proto(recorddict_to_proto(content))
 
 
@@ -104,3 +108,26 @@ def test_novelty_survives_the_wire_and_strange_histograms_are_refused() -> None:
     for bad in (counts[1:], negative, counts.astype(float)):
         with pytest.raises(NodeError, match="unreadable histogram"):
             messages.read_novelty(messages.novelty_content(bad))
+
+
+def test_a_leak_would_be_seen(tmp_path: Path) -> None:
+    """What the deployment test looks for in all that nodes send is found where it is sent."""
+    users = [f"somebody-{row:02d}" for row in range(24)]
+    dataset = open_dataset(write_mixed(tmp_path / "dataset", users.__getitem__))
+    history = np.asarray(dataset.items[: dataset.indptr[1]])
+    memory = open_content(dataset, "both").text[1:].numpy()
+    leaky = [
+        ArrayRecord({"history": Array(history.astype(np.int64))}),
+        ArrayRecord({"history": Array(history.astype(np.float32))}),
+        ArrayRecord({"memory": Array(memory)}),
+        ConfigRecord({"who": users[3]}),
+        ConfigRecord({"key": int(dataset.user_keys[3]).to_bytes(8, "little")}),
+        ConfigRecord({"items": ",".join(map(str, history))}),
+    ]
+    searched = {secret for _, secret in secrets_of(dataset, users)}
+    for record in leaky:
+        sent = recorddict_to_proto(RecordDict({"": record})).SerializeToString()
+        assert any(secret in sent for secret in searched), record
+    update = LocalUpdate(ARRAYS, 2.5, 7.25, 4, 3)
+    sent = recorddict_to_proto(messages.update_content(update)).SerializeToString()
+    assert not any(secret in sent for secret in searched)

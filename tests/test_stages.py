@@ -4,7 +4,7 @@ Over 300 lines on purpose: every claim is about the same run, which is trained o
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,11 +117,11 @@ class Whole:
         return {name.removeprefix("model/"): value for name, value in named.items()}
 
 
-def write_mixed(folder: Path) -> Path:
+def write_mixed(folder: Path, user_id: Callable[[int], int | str] = int) -> Path:
     """24 users with 8 to 31 items; cold items among them, some pictures and texts missing."""
     random = np.random.default_rng(5)
     rows = [
-        (user, item, time)
+        (user_id(user), item, time)
         for user in range(24)
         for time, item in enumerate(random.permutation(ITEMS)[: 8 + user] + 1)
     ]

@@ -41,6 +41,7 @@ class Federation:
         self.access = access or Access()
         free, *self._node_ports = free_ports(1 + len(nodes))
         self.address = f"127.0.0.1:{port or free}"
+        self.nodes_reach = self.address  # where SuperNodes find the SuperLink: a proxy, say
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Federation":
@@ -123,7 +124,7 @@ class Federation:
     def restart(self, number: int) -> None:
         """Start a SuperNode, again if it ran before."""
         port = self._node_ports[number]
-        where = ["--superlink", self.address, "--port", port]
+        where = ["--superlink", self.nodes_reach, "--port", port]
         config = ["--node-config", self.nodes[number]]
         program = [*self.supernode, *_of(number, self.access.node)]
         self.start(f"node-{number}", [*program, *where, *config])
