@@ -69,7 +69,7 @@ class Node:
         """The memories of this node's users under a loaded model."""
         recall = _recall(self.dataset, self.settings.modalities, self.settings.device)
         backbone = arrays_sha256(read_groups(model, ("item_embedding", "backbone")))
-        recall.under(f"{backbone} {mixing.short_term}")
+        recall.under(f"{backbone} {recall.settings(mixing)}")
         return recall
 
     def novelty(self, total_users: int) -> Ints:

@@ -13,7 +13,8 @@ from torch import Tensor
 from client_app.content import Content
 from client_app.data import Dataset, Ints, Rows
 from client_app.surprise import surprises
-from shared_model.memory import EMPTY, Floats, Memory, MemorySettings, remember
+from shared_model.long_term import Lives
+from shared_model.memory import EMPTY, Memory, MemorySettings, left, live, recalled
 from shared_model.mixture import Memories
 from shared_model.model import Recommender
 from shared_model.plan import MixturePlan
@@ -38,14 +39,14 @@ class Bank:
 class Recall:
     """Memories of users under the incoming model of a round.
 
-    The surprise of an interaction costs a forward pass, so it is kept for as long as the backbone
-    is the same: for all of Stage 2, where it is frozen.
+    A long-term memory costs forward passes and a simulation, so it is kept for as long as the
+    backbone and the settings are the same: for all of Stage 2, whose backbone is frozen.
     """
 
     def __init__(self, dataset: Dataset, content: Content) -> None:
         self.dataset, self.content = dataset, content
-        self._backbone = ""
-        self._surprise: dict[int, Floats] = {}
+        self._name = ""
+        self._lives: dict[int, Lives] = {}  # by row
 
     def settings(self, plan: MixturePlan) -> MemorySettings:
         """A plan's memory; a negative surprise threshold means that of a uniform guess."""
@@ -57,10 +58,10 @@ class Recall:
             surprise=plan.surprise if plan.surprise >= 0 else float(np.log(warm)),
         )
 
-    def under(self, backbone: str) -> None:
-        """Name the backbone of the coming calls; another one than before forgets what it knew."""
-        if backbone != self._backbone:
-            self._backbone, self._surprise = backbone, {}
+    def under(self, name: str) -> None:
+        """Name backbone and settings of the coming calls; others than before forget all."""
+        if name != self._name:
+            self._name, self._lives = name, {}
 
     def memories(
         self,
@@ -71,28 +72,34 @@ class Recall:
     ) -> list[Memory]:
         """Each user's memory just before each of its ``positions`` [P], counted from 0."""
         counts = np.array([int(p.max(initial=0)) for p in positions], dtype=np.int64)
-        known = self._surprises(model, rows, counts, settings)
-        histories = self._histories(rows, counts)
-        return remember(histories, self.content.combined, known, positions, settings)
+        self._learn(model, rows, counts, settings)
+        return [
+            recalled(items, self._lives[row], places, settings)
+            for items, row, places in zip(
+                self._histories(rows, counts), rows.tolist(), positions, strict=True
+            )
+        ]
 
     def _histories(self, rows: Rows, counts: Ints) -> list[np.ndarray]:
         starts = self.dataset.indptr[rows]
         return [self.dataset.items[s : s + n] for s, n in zip(starts, counts, strict=True)]
 
-    def _surprises(
+    def _learn(
         self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
-    ) -> list[Floats]:
-        """As ``surprises``; computes only what no earlier call has."""
-        lacking = [i for i, row in enumerate(rows) if len(self._known(row)) < counts[i]]
-        if lacking:
-            found = surprises(
-                model, self.dataset, rows[lacking], counts[lacking], settings.short_term
-            )
-            self._surprise.update(zip(rows[lacking].tolist(), found, strict=True))
-        return [self._known(row)[:count] for row, count in zip(rows, counts, strict=True)]
+    ) -> None:
+        """Simulate the memories of ``counts`` [B] interactions that no earlier call has."""
 
-    def _known(self, row: int) -> Floats:
-        return self._surprise.get(int(row), np.zeros(0, dtype=np.float32))
+        def known(row: int, count: int) -> bool:
+            return row in self._lives and len(self._lives[row].items) >= left(count, settings)
+
+        pairs = enumerate(zip(rows.tolist(), counts.tolist(), strict=True))
+        lacking = [place for place, pair in pairs if not known(*pair)]
+        if lacking:
+            rows, counts = rows[lacking], counts[lacking]
+            nats = surprises(model, self.dataset, rows, counts, settings.short_term)
+            histories = self._histories(rows, counts)
+            lives = live(histories, self.content.combined, nats, settings)
+            self._lives.update(zip(rows.tolist(), (life.compact() for life in lives), strict=True))
 
 
 def own_banks(memories: Sequence[Memory]) -> Bank:
@@ -116,10 +123,12 @@ def shared_bank(memories: Sequence[Memory]) -> Bank:
 
 def _index(slots: Ints) -> tuple[Ints, np.ndarray]:
     """Distinct items of slots [P, K], at least one: int64 [L], and who holds which: bool [P, L]."""
-    items = np.unique(slots[slots != EMPTY])
-    if not len(items):
-        return np.array([EMPTY]), np.zeros((len(slots), 1), dtype=bool)
-    held = np.zeros((len(slots), len(items)), dtype=bool)
-    position, slot = np.nonzero(slots != EMPTY)
-    held[position, np.searchsorted(items, slots[position, slot])] = True
-    return items, held
+    present = np.zeros(int(slots.max(initial=EMPTY)) + 1, dtype=bool)
+    present[slots] = True
+    present[EMPTY] = not present[1:].any()
+    items = np.flatnonzero(present)
+    place = np.cumsum(present) - 1
+    place[EMPTY] = len(items)  # a column that is cut off
+    held = np.zeros((len(slots), len(items) + 1), dtype=bool)
+    np.put_along_axis(held, place[slots], True, axis=1)
+    return items, held[:, :-1]

@@ -11,6 +11,7 @@ or merge, P moments.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ BLOCK = 128  # interactions compared at once: a matrix product costs less than a
 USERS = 64  # in lockstep at most
 INTERACTIONS = 2**15  # theirs at most, so that the features at hand take little memory
 TABLE = 40_000_000  # cosines that a table holds at most: 160 MB
-FOREVER = np.iinfo(np.int64).max
+FOREVER = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,12 @@ class Lives:
     """What one user's long-term memory did with N interactions in turn."""
 
     items: Items  # [N] what the slot holds that an interaction was written to or merged into
-    until: Ints  # [N] after how many interactions it is last held so; 0: it never is
+    until: npt.NDArray[
+        np.integer[Any]
+    ]  # [N] after how many interactions it is last held so; 0: it never is
     novelty: npt.NDArray[np.float64]  # [N] 1 - cosine to the nearest slot, 2 if there is none
-    writes: int
-    merges: int
-    evictions: int
+    written: Flags  # [N]
+    merged: Flags  # [N]; what was neither written nor merged is forgotten
 
     def held(self, moments: Ints, slots: int) -> Ints:
         """What is held after so many interactions: items, last refreshed first. [P, slots]."""
@@ -59,6 +61,16 @@ class Lives:
             filled = np.arange(slots) < np.count_nonzero(alive, axis=1)[:, None]  # [BLOCK, slots]
             held[start : start + BLOCK][filled] = self.items[newest_first[np.nonzero(alive)[1]]]
         return held
+
+    def compact(self) -> "Lives":
+        """The same without novelty, in arrays of its own: 10 bytes an interaction."""
+        return Lives(
+            self.items.copy(),
+            self.until.astype(np.int32),
+            self.novelty[:0].copy(),
+            self.written.copy(),
+            self.merged.copy(),
+        )
 
 
 def simulate(
@@ -131,7 +143,8 @@ class Lockstep:
         # as in Lives, but the items by place
         self.kept, self.until = np.zeros((2, users, longest), dtype=np.int64)  # [B, N]
         self.novelty = np.zeros((users, longest))  # [B, N]
-        self.size, self.writes, self.merges = np.zeros((3, users), dtype=np.int64)  # [B]
+        self.written, self.merged = np.zeros((2, users, longest), dtype=bool)  # [B, N]
+        self.size = np.zeros(users, dtype=np.int64)  # [B]
         self.slots, block = min(settings.long_term, longest), min(BLOCK, longest)
         self.refreshed, self.frequency = np.zeros((2, users, self.slots), dtype=np.int64)  # [B, M]
         # of the coming interactions with the slots [B, T, M], and with each other [B, T, T]
@@ -186,7 +199,7 @@ class Lockstep:
         self.kept[users, now] = self.kept[users, self.refreshed[users, slots]]
         self.until[users, self.refreshed[users, slots]] = now
         self.frequency[users, slots] += 1
-        self.merges[users] += 1
+        self.merged[users, now] = True
         self._refresh(users, slots, now)
 
     def _write(self, users: Ints, now: int) -> None:
@@ -198,7 +211,7 @@ class Lockstep:
             slots[full] = self._evict(users[full], now)
         self.kept[users, now] = self.places[users, now]
         self.frequency[users, slots] = 1
-        self.writes[users] += 1
+        self.written[users, now] = True
         self._refresh(users, slots, now)
         coming = slice(now % BLOCK + 1, None)
         self.similar[users, coming, slots] = self.mutual[users, now % BLOCK, coming]
@@ -231,7 +244,6 @@ class Lockstep:
             self.cosines.items[self.kept[user, :length]],
             self.until[user, :length],
             self.novelty[user, :length],
-            int(self.writes[user]),
-            int(self.merges[user]),
-            int(self.writes[user] - self.size[user]),
+            self.written[user, :length],
+            self.merged[user, :length],
         )

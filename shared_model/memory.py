@@ -34,7 +34,7 @@ class Memory:
     slots: Ints  # [P, K] items, short-term first, most recent first in each tier, then EMPTY
     candidates: int  # interactions that left the short-term memory
     writes: int
-    merges: int  # what was neither written nor merged is forgotten
+    merges: int
     evictions: int
 
 
@@ -52,31 +52,48 @@ def remember(
     of the whole catalogue, of length 1 or all zero (nothing known: such an item is like itself and
     like no other). The more users at once the faster.
     """
-    ends = [_left(places, settings).max(initial=0) for places in positions]
-    lives = simulate(
+    seen = [
+        items[: places.max(initial=0)] for items, places in zip(histories, positions, strict=True)
+    ]
+    lives = live(seen, features, surprise, settings)
+    return [
+        recalled(items, life, places, settings)
+        for items, life, places in zip(histories, lives, positions, strict=True)
+    ]
+
+
+def live(
+    histories: Sequence[Items],
+    features: Floats,
+    surprise: Sequence[Floats],
+    settings: MemorySettings,
+) -> list[Lives]:
+    """What each user's long-term memory does with a whole history [L]; arguments as `remember`."""
+    ends = [left(len(items), settings) for items in histories]
+    return simulate(
         [items[:end] for items, end in zip(histories, ends, strict=True)],
         features,
         [nats[:end] >= settings.surprise for nats, end in zip(surprise, ends, strict=True)],
         settings,
     )
-    return [
-        _memory(items, life, places, settings)
-        for items, life, places in zip(histories, lives, positions, strict=True)
-    ]
 
 
-def _left(positions: Ints, settings: MemorySettings) -> Ints:
-    """How many interactions were decided upon before each position. [P]."""
-    left: Ints = np.maximum(positions - settings.short_term, 0)
-    return left if settings.long_term else np.zeros_like(left)
+def left(count: int, settings: MemorySettings) -> int:
+    """How many of so many interactions left the short-term memory, and were decided upon."""
+    return max(count - settings.short_term, 0) if settings.long_term else 0
 
 
-def _memory(items: Items, life: Lives, positions: Ints, settings: MemorySettings) -> Memory:
-    """One user's memory: the end of its history, and what its long-term memory holds."""
+def recalled(items: Items, life: Lives, positions: Ints, settings: MemorySettings) -> Memory:
+    """One user's memory: the end of its history, and what its long-term memory holds.
+
+    ``life`` may go on beyond the last position [P], which changes nothing.
+    """
     recent = _short_term(items, positions, settings.short_term)
-    long_term = life.held(_left(positions, settings), settings.long_term)
-    slots = np.hstack([recent, long_term])
-    return Memory(slots, len(life.items), life.writes, life.merges, life.evictions)
+    moments = np.array([left(place, settings) for place in positions.tolist()], dtype=np.int64)
+    slots = np.hstack([recent, life.held(moments, settings.long_term)])
+    end = int(moments.max(initial=0))
+    writes, merges = (int(flags[:end].sum()) for flags in (life.written, life.merged))
+    return Memory(slots, end, writes, merges, max(0, writes - settings.long_term))
 
 
 def _short_term(items: Items, positions: Ints, size: int) -> Ints:
