@@ -161,4 +161,6 @@ def check_what_was_sent(
         assert name.encode() in sent  # or else all of this would say nothing
     for name in names_of(arrays, stage.frozen):
         assert name.encode() not in sent
-        assert arrays[name].tobytes()[:64] not in everything
+        values = arrays[name].tobytes()[-64:]  # a table's first row is padding
+        assert any(values)
+        assert values not in everything
