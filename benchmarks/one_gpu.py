@@ -1,0 +1,194 @@
+"""All three stages on one GPU: timed, held against the quality bars, compared with the CPU.
+
+    uv run python -m benchmarks.one_gpu --dataset /abs/ml-1m --out one_gpu.json
+
+The app in one process, one node with all users, settings of conf/ml-1m.toml. Then a training
+request of each stage is answered once more by the GPU and once by the CPU. The exit code is 1 if a
+bar is missed; the JSON has every figure. The bars are MovieLens-1M's.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from flwr.app import Message, RecordDict
+from rich.console import Console
+from rich.table import Table
+
+from server_app.app import federate
+from server_app.checkpoint import write_atomically
+from server_app.manifest import Record
+from shared_model import messages
+from shared_model.config import Value, key_of, parse_settings
+from shared_model.errors import DataError, FedDMMRError
+from shared_model.model import Arrays
+from tools.in_process import InProcessGrid
+from tools.run_command import by_stage, checked, merge, own_app
+
+Config = dict[str, Value]
+
+TOLERANCE = 1e-5  # CPU against GPU: ||difference|| of a tensor's update over its norm, in one round
+TRAINING_SECONDS = 300.0
+# Test HR@10 and NDCG@10 of Stage 1; Stage 3 has to reach Stage 1.
+QUALITY = {"uniform-100": (0.81, 0.61), "full-unseen": (0.305, 0.175)}
+METRICS = ("hr@10", "ndcg@10")
+# What only says where and how fast. Saved rounds cost as much as training them would.
+_GPU: Config = {"users-per-batch": 256, "checkpoint-every": 20}
+_ONE_NODE: list[Config] = [{"partition-id": 0, "num-partitions": 1}]
+
+
+class KeepingGrid(InProcessGrid):
+    """Keeps the last training request that it passed on."""
+
+    kept: RecordDict
+
+    def push_messages(self, messages_: Iterable[Message]) -> Iterable[str]:
+        """As in process."""
+        requests = list(messages_)
+        for request in requests:
+            if request.metadata.message_type == messages.TRAIN:
+                self.kept = request.content
+        return super().push_messages(requests)
+
+
+def train(configs: list[Config]) -> tuple[Record, dict[str, RecordDict]]:
+    """Run the stages: the manifest's document, and each stage's last training request."""
+    document: Record = {}
+    requests = {}
+    for config in configs:
+        grid = KeepingGrid(_ONE_NODE, config)
+        document = federate(grid, parse_settings(config))
+        requests[str(config["stage"])] = grid.kept
+    return document, requests
+
+
+def disagreement(config: Config, request: RecordDict) -> float:
+    """How far the device's answer to a training request is from the CPU's."""
+    return difference(_answer(config, request), _answer(config | {"device": "cpu"}, request))
+
+
+def difference(found: Arrays, reference: Arrays) -> float:
+    """||found - reference|| / ||reference|| of each tensor that is not zero: the largest."""
+    norms = {name: float(value.norm()) for name, value in reference.items()}
+    return max(
+        float((found[name] - reference[name]).norm()) / norm for name, norm in norms.items() if norm
+    )
+
+
+def _answer(config: Config, request: RecordDict) -> Arrays:
+    """The update of a node with this configuration; frozen groups lie in its home."""
+    grid = InProcessGrid(_ONE_NODE, config)
+    [node] = grid.get_node_ids()
+    [reply] = grid.send_and_receive([Message(request, node, messages.TRAIN)])
+    return messages.read_update(messages.check_reply(reply)).arrays
+
+
+def bars(document: Record, disagreements: dict[str, float]) -> list[Record]:
+    """Each bar with what it asks for and what was found."""
+    first, last = (document["stages"][number]["test"]["all"] for number in ("1", "3"))
+    found = [_bar("training seconds", _seconds(document), TRAINING_SECONDS, False)]
+    for protocol, least in QUALITY.items():
+        for metric, bar in zip(METRICS, least, strict=True):
+            what = f"{protocol} {metric}"
+            found.append(_bar(f"stage 1 {what}", first[protocol][metric], bar))
+            found.append(_bar(f"stage 3 {what}", last[protocol][metric], first[protocol][metric]))
+    for stage, value in disagreements.items():
+        found.append(_bar(f"stage {stage} against the CPU", value, TOLERANCE, False))
+    return found
+
+
+def _bar(what: str, found: float, bar: float, at_least: bool = True) -> Record:
+    reached = found >= bar if at_least else found <= bar
+    return {"what": what, "found": found, "bar": bar, "at_least": at_least, "reached": reached}
+
+
+def _seconds(document: Record) -> float:
+    """Of all rounds of all stages, with their validations and saves; without the test."""
+    stages = document["stages"].values()
+    return float(sum(entry["seconds"] for stage in stages for entry in stage["rounds"]))
+
+
+def benchmark(args: argparse.Namespace) -> Record:
+    """Train, compare, and hold against the bars; the JSON document."""
+    if not args.out.absolute().parent.is_dir():
+        raise DataError("the folder of --out does not exist", where=str(args.out))
+    with tempfile.TemporaryDirectory() as home:
+        given = {**_GPU, "home": home, "dataset": str(args.dataset.absolute())}
+        given |= {"device": args.device} | merge([], args.set)
+        runs = by_stage(merge([args.config], []), given | {"stage": 0})
+        configs = [_run_config(overrides) for overrides in runs]
+        started = time.monotonic()
+        document, requests = train(configs)
+        seconds = time.monotonic() - started
+        disagreements = {
+            str(config["stage"]): disagreement(config, requests[str(config["stage"])])
+            for config in configs
+        }
+    stages = {
+        number: {key: stage[key] for key in ("best_round", "valid", "test")}
+        | {"seconds": [entry["seconds"] for entry in stage["rounds"]]}
+        for number, stage in document["stages"].items()
+    }
+    return {
+        "device": _device(args.device),
+        "seconds": seconds,
+        "config": configs,
+        "dataset": document["dataset"],
+        "app": document["app"],
+        "stages": stages,
+        "bars": bars(document, disagreements),
+    }
+
+
+def _run_config(overrides: Config) -> Config:
+    return {key_of(name): value for name, value in checked(own_app(), overrides).items()}
+
+
+def _device(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def print_table(result: Record) -> None:
+    """A line a bar."""
+    table = Table(title=f"{result['device']}: {result['seconds']:.0f} s with tests and start")
+    for heading in ("bar", "", "asked for", "found"):
+        table.add_column(heading)
+    for bar in result["bars"]:
+        sign = ">=" if bar["at_least"] else "<="
+        verdict = "ok" if bar["reached"] else "MISSED"
+        table.add_row(bar["what"], verdict, f"{sign} {bar['bar']:.4g}", f"{bar['found']:.4g}")
+    Console(width=100).print(table)
+
+
+def _arguments(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--dataset", type=Path, required=True, help="an imported MovieLens-1M")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--config", type=Path, default=own_app() / "conf" / "ml-1m.toml")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    return parser.parse_args(given)
+
+
+def main(given: list[str] | None = None) -> None:
+    """Train, print the bars; exit code 1 for an error (one line) or a missed bar."""
+    args = _arguments(given)
+    try:
+        result = benchmark(args)
+        write_atomically(args.out, json.dumps(result, indent=1).encode())
+    except (FedDMMRError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print_table(result)
+    if missed := [bar["what"] for bar in result["bars"] if not bar["reached"]]:
+        print(f"error: missed: {', '.join(missed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
