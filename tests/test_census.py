@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from flwr.app import Error, Message
 
@@ -10,6 +11,7 @@ from client_app.data import Dataset
 from server_app.census import different_fields, take_census
 from shared_model.config import Settings, Value, default_config, parse_settings
 from shared_model.errors import NodeError
+from tests.conftest import MakeDataset
 from tools.in_process import InProcessGrid
 
 DEFAULTS = default_config(Path(__file__).parents[1] / "pyproject.toml")
@@ -53,6 +55,31 @@ def test_a_node_that_leaves_while_it_is_asked_makes_room_for_its_successor(
     }
     with pytest.raises(NodeError, match="two nodes have the same name"):
         take_census(*prepared(InProcessGrid, small_dataset.folder, tmp_path))
+
+
+@pytest.mark.parametrize("other", ["features", "catalogue"])
+def test_a_node_with_other_features_or_items_is_refused_by_name(
+    make_dataset: MakeDataset, tmp_path: Path, other: str
+) -> None:
+    features = {"text": np.eye(9, 4, dtype=np.float16), "visual": np.zeros((9, 3), np.float16)}
+    changed = {**features, "text": np.eye(9, 4, 1, dtype=np.float16)}
+    nodes: list[dict[str, Value]] = []
+    for site in range(3):
+        odd = site == 1
+        dataset = make_dataset(
+            {10 * site: [1, 2, 3, 4], 10 * site + 1: [5, 4, 3, 1]},
+            num_items=9,
+            features=changed if odd and other == "features" else features,
+            cold={8} if odd and other == "catalogue" else set(),
+        )
+        nodes.append({"data-dir": str(dataset.folder), "name": f"site-{site}"})
+    config = DEFAULTS | {"home": str(tmp_path)}
+    differs = rf"{other}_sha256 differs from the others'; where: site-1;"
+    with pytest.raises(NodeError, match=differs):
+        take_census(InProcessGrid(nodes, config), parse_settings(config))
+    del nodes[1]
+    census = take_census(InProcessGrid(nodes, config), parse_settings(config))
+    assert census.dataset()["users"] == 4
 
 
 def test_a_place_keeps_its_order_and_its_data(small_dataset: Dataset, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Docker Compose for real: images built from a base made here, three sites, all three stages."""
+"""Docker Compose for real: images built from a base made here, three sites, all three stages.
+
+BASE_IMAGE names a base that is there already, or that a registry has.
+"""
 
 import json
 import os
@@ -19,12 +22,13 @@ from tools.importers import split_dataset
 PROJECT = Path(__file__).parents[1]
 IMAGES = ("superlink", "supernode", "app")
 USER = 1000  # whom the containers run as
+BASE = os.environ.get("BASE_IMAGE")
 
 
 def _why_not() -> str:
     if COMPOSE is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
         return "no Docker Engine, or no Compose"
-    if os.geteuid() or not shutil.which("debootstrap"):
+    if BASE is None and (os.geteuid() or not shutil.which("debootstrap")):
         return "debootstrap, as root, makes the base image"
     return ""
 
@@ -44,7 +48,7 @@ class Stack:
             "FEDDMMR_TAG": self.project,
             "FEDDMMR_UID": str(USER),
             "FEDDMMR_GID": str(USER),
-            "BASE_IMAGE": f"{self.project}:base",
+            "BASE_IMAGE": BASE or f"{self.project}:base",
             "FLWR_HOME": str(folder / "flwr"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
@@ -90,16 +94,23 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     stack("docker/keys.sh", stack.folder / "keys", str(NODES))
     for path in [stack.folder, *stack.folder.rglob("*")]:
         os.chown(path, USER, USER)
-    requirements = folder / "requirements.txt"
-    requirements.write_text(stack(sys.executable, "docker/requirements.py", "pyproject.toml"))
+    images = [f"feddmmr-{name}:{stack.project}" for name in IMAGES]
     try:
-        stack("docker/base.sh", f"{stack.project}:base", requirements, seconds=900)
+        if BASE is None:
+            images.append(f"{stack.project}:base")
+            make_base(stack)
         stack.compose("build", seconds=900)
         yield stack
     finally:
         stack.compose("down", "--volumes")
-        images = [f"feddmmr-{name}:{stack.project}" for name in IMAGES]
-        stack("docker", "rmi", "--force", *images, f"{stack.project}:base")
+        stack("docker", "rmi", "--force", *images)
+
+
+def make_base(stack: Stack) -> None:
+    """A base image with the packages in it."""
+    requirements = stack.folder.parent / "requirements.txt"
+    requirements.write_text(stack(sys.executable, "docker/requirements.py", "pyproject.toml"))
+    stack("docker/base.sh", f"{stack.project}:base", requirements, seconds=900)
 
 
 def test_three_sites_run_all_stages(stack: Stack, tmp_path: Path) -> None:
