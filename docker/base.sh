@@ -28,7 +28,7 @@ trap 'umount "$root/cache" 2>/dev/null || true; rm -rf --one-file-system "$root"
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
     "$suite" "$root" ${DEBIAN_MIRROR:-$found} >"$root.log" 2>&1 ||
     fail "debootstrap failed; where: $root.log; got $(tail -n 1 "$root.log")"
-rm "$root.log"
+rm -rf "$root.log" "$root"/usr/share/{doc,info,locale,man} "$root"/var/{cache,lib}/apt/*
 chroot "$root" python3 -m venv /opt/python
 path=/opt/python/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
@@ -46,6 +46,8 @@ if [ -n "$requirements" ]; then
     # Compiled once here, not at each start of a process that may not write it.
     chroot "$root" env -u PYTHONDONTWRITEBYTECODE /opt/python/bin/python -c \
         'import torch, safetensors.torch, flwr.supernode.runtime.run_clientapp, flwr.serverapp'
+    # Nothing is compiled against them later, and each step of a build looks at every file again.
+    find "$root/opt/python" -depth -type d \( -name include -o -name tests \) -exec rm -r {} +
     umount "$root/cache"
     rm -r "$root/cache" "$root"/{uv,requirements.txt,authorities.crt} "$root"/etc/{resolv.conf,hosts}
 fi

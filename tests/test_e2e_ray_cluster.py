@@ -18,9 +18,9 @@ from tests.test_e2e_simulation import (
     Flower,
     best_arrays,
     end_processes,
-    free_ports,
     largest_difference,
 )
+from tools.federation import free_ports
 from tools.in_process import run_in_process
 
 pytestmark = [

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from safetensors.numpy import load_file
 
 from client_app.data import Dataset
 from shared_model.config import Value
+from tools.federation import free_ports, processes_of
 from tools.in_process import run_in_process
 
 pytestmark = [
@@ -73,28 +73,6 @@ class Flower:
     def manifest_bytes(self, run: str) -> bytes:
         """The same, as it lies there."""
         return (self.home / "runs" / run / "manifest.json").read_bytes()
-
-
-def free_ports(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def processes_of(flower_home: Path) -> list[int]:
-    """Every process that was started with this FLWR_HOME: the SuperLink and its descendants."""
-    wanted, found = f"FLWR_HOME={flower_home}".encode(), []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if wanted in environ.read_bytes().split(b"\0"):
-                found.append(int(environ.parent.name))
-        except OSError:  # gone, or another user's
-            continue
-    return found
 
 
 def end_processes(flower_home: Path, seconds: float = 20.0) -> None:
