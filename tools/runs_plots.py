@@ -224,9 +224,8 @@ def epsilons(record: Record) -> list[tuple[int, float]]:
                     (int(one.get("round", n)), one["epsilon"]) for n, one in enumerate(found, 1)
                 ]
             if all(isinstance(one, int | float) for one in found):
-                return list(
-                    zip(rounds or range(1, len(found) + 1), map(float, found), strict=False)
-                )
+                places = rounds if len(rounds) == len(found) else range(1, len(found) + 1)
+                return list(zip(places, map(float, found), strict=True))
     return [(e["round"], float(e["epsilon"])) for e in record["rounds"] if "epsilon" in e]
 
 

@@ -20,7 +20,7 @@ def results(run: Run, baselines: Any, axes: Any) -> bool:
     bars = {
         name: [found[p]["hr@10"] for p in PROTOCOLS] for name, found in (baselines or {}).items()
     }
-    colors = dict(zip(bars, _GREYS, strict=False))
+    colors = {name: _GREYS[place % len(_GREYS)] for place, name in enumerate(bars)}
     for number, record in run.stages:
         if record["test"]:
             name = f"Stage {number}"
