@@ -48,14 +48,9 @@ class Recall:
         self._surprise: dict[int, Floats] = {}
 
     def settings(self, plan: MixturePlan) -> MemorySettings:
-        """A plan's memory; a negative surprise threshold means that of a uniform guess."""
-        warm = self.dataset.num_items - int(self.dataset.cold.sum())
-        return MemorySettings(
-            short_term=plan.short_term,
-            long_term=plan.long_term,
-            novelty=plan.novelty,
-            surprise=plan.surprise if plan.surprise >= 0 else float(np.log(warm)),
-        )
+        """A plan's memory."""
+        sizes = (plan.short_term, plan.long_term)
+        return memory_settings(self.dataset, *sizes, plan.novelty, plan.surprise)
 
     def under(self, backbone: str) -> None:
         """Name the backbone of the coming calls; another one than before forgets what it knew."""
@@ -93,6 +88,17 @@ class Recall:
 
     def _known(self, row: int) -> Floats:
         return self._surprise.get(int(row), np.zeros(0, dtype=np.float32))
+
+
+def memory_settings(
+    dataset: Dataset, short_term: int, long_term: int, novelty: float, surprise: float
+) -> MemorySettings:
+    """A memory over this catalogue; a negative surprise threshold means that of a uniform guess."""
+    warm = dataset.num_items - int(dataset.cold.sum())
+    threshold = surprise if surprise >= 0 else float(np.log(warm))
+    return MemorySettings(
+        short_term=short_term, long_term=long_term, novelty=novelty, surprise=threshold
+    )
 
 
 def own_banks(memories: Sequence[Memory]) -> Bank:

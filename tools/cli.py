@@ -13,6 +13,7 @@ from tools import (
     data_commands,
     features_command,
     federation_command,
+    recommend_command,
     run_command,
     runs_command,
 )
@@ -28,6 +29,7 @@ app.add_typer(features_command.app, name="features")
 app.command("baselines")(baseline_command.baselines)
 app.command("federation")(federation_command.federation)
 app.command("run")(run_command.run)
+app.command("recommend")(recommend_command.recommend)
 app.add_typer(runs_command.app, name="runs")
 
 

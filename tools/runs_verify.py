@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from client_app.content import NO_DIM
 from server_app.checkpoint import load_checkpoint
 from server_app.manifest import Record
 from shared_model.errors import FedDMMRError
@@ -42,8 +43,7 @@ def verify_run(run: Run, home: Path, folder: Path | None) -> list[Check]:
 def shape_of(run: Run, record: Record) -> ModelShape:
     """The shape of a stage's model, from the manifest alone."""
     config, features = record["config"], run.data["features"]
-    # A modality without features has four columns of zeros (client_app/content.py).
-    dims = [features.get(f"{kind}_dim") or 4 for kind in ("visual", "text")]
+    dims = [features.get(f"{kind}_dim") or NO_DIM for kind in ("visual", "text")]
     sizes = [config[key] for key in ("hidden_size", "num_heads", "num_blocks", "max_length")]
     return ModelShape(run.data["dataset"]["items"], *sizes, *dims)
 
