@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from client_app.cases import Cases, make_cases, protocol_ranks
+from client_app.content import Content
 from client_app.data import Dataset, Ints, Rows, Split, cold_rows, input_lengths
 from client_app.groups import BUCKET_PROTOCOLS, buckets, candidates, groups_of
 from client_app.recall import Recall, shared_bank
@@ -111,7 +112,7 @@ def _mixed_scores(
     cold = torch.from_numpy(recall.dataset.cold).to(device)
 
     def score(items: Tensor, as_cold: Tensor) -> Tensor:
-        candidates = _candidates(model, recall, items, as_cold)
+        candidates = shared_candidates(model, recall.content, items, as_cold)
         scores: Tensor = model.mix()(hidden[None], candidates, banked).scores[0]  # [B, N]
         return scores
 
@@ -124,8 +125,10 @@ def _mixed_scores(
     return scores, scores.scatter(1, targets[:, None], by_content[:, None])
 
 
-def _candidates(model: Recommender, recall: Recall, items: Tensor, cold: Tensor) -> Candidates:
+def shared_candidates(
+    model: Recommender, content: Content, items: Tensor, cold: Tensor
+) -> Candidates:
     """Items [N] as candidates that all users share; ``cold`` [N] ones are scored by content."""
-    ids, content = model.item_embedding.weight[items], recall.content
+    ids = model.item_embedding.weight[items]
     shared = (ids, content.visual[items], content.text[items], cold, items)
     return Candidates(*(part[None] for part in shared))

@@ -49,14 +49,9 @@ class Recall:
         self._lives: dict[int, Lives] = {}  # by row
 
     def settings(self, plan: MixturePlan) -> MemorySettings:
-        """A plan's memory; a negative surprise threshold means that of a uniform guess."""
-        warm = self.dataset.num_items - int(self.dataset.cold.sum())
-        return MemorySettings(
-            short_term=plan.short_term,
-            long_term=plan.long_term,
-            novelty=plan.novelty,
-            surprise=plan.surprise if plan.surprise >= 0 else float(np.log(warm)),
-        )
+        """A plan's memory."""
+        sizes = (plan.short_term, plan.long_term)
+        return memory_settings(self.dataset, *sizes, plan.novelty, plan.surprise)
 
     def under(self, name: str) -> None:
         """Name backbone and settings of the coming calls; others than before forget all."""
@@ -100,6 +95,17 @@ class Recall:
             histories = self._histories(rows, counts)
             lives = live(histories, self.content.combined, nats, settings)
             self._lives.update(zip(rows.tolist(), (life.compact() for life in lives), strict=True))
+
+
+def memory_settings(
+    dataset: Dataset, short_term: int, long_term: int, novelty: float, surprise: float
+) -> MemorySettings:
+    """A memory over this catalogue; a negative surprise threshold means that of a uniform guess."""
+    warm = dataset.num_items - int(dataset.cold.sum())
+    threshold = surprise if surprise >= 0 else float(np.log(warm))
+    return MemorySettings(
+        short_term=short_term, long_term=long_term, novelty=novelty, surprise=threshold
+    )
 
 
 def own_banks(memories: Sequence[Memory]) -> Bank:

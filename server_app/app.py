@@ -10,6 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from server_app import report
 from server_app.census import Census, take_census
 from server_app.checkpoint import load_checkpoint
+from server_app.events import require_writer
 from server_app.manifest import Manifest, Record, open_manifest
 from server_app.novelty import novelty_threshold
 from server_app.optimizers import ServerOptimizer
@@ -29,7 +30,7 @@ VERSION = "0.1.0"  # of the app; pyproject.toml has the same (a test compares)
 # Keys that say where and how long, not what is trained: a resumed run may change them.
 _OPERATIONAL = {"stage", "run", "home", "dataset", "redo", "round_timeout", "min_nodes"}
 _OPERATIONAL |= {"node_timeout", "min_participation", "checkpoint_every"}
-_OPERATIONAL |= {"users_per_batch", "device"}
+_OPERATIONAL |= {"users_per_batch", "device", "tensorboard"}
 
 
 @app.main()
@@ -44,6 +45,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def federate(grid: Grid, settings: Settings) -> Record:
     """Run what ``settings`` asks for on the nodes of ``grid``; returns the manifest's document."""
+    require_writer(settings)
     stages = list(STAGES.values()) if settings.stage == 0 else [stage_of(settings.stage)]
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
     _require_features(stages, census)

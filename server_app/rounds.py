@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from server_app import report
 from server_app.asking import Asking, scalar
 from server_app.checkpoint import load_checkpoint, save_checkpoint
+from server_app.events import Events
 from server_app.manifest import Manifest, Record
 from server_app.strategy import StageStrategy
 from shared_model.metrics import Report
@@ -38,6 +39,16 @@ class StageRun:
     def run(self, initial: Arrays) -> None:
         """From the initial arrays, or from the last saved round, to the tested best checkpoint."""
         arrays, done = self._resume(initial)
+        wanted = self.strategy.settings.tensorboard
+        self.events = Events(self.manifest.folder, self.stage, done + 1, wanted=wanted)
+        try:
+            self._rounds(arrays, done)
+        finally:
+            self.events.close()
+        self._complete()
+
+    def _rounds(self, arrays: Arrays, done: int) -> None:
+        """Every round that is not done yet, until the last one or patience is over."""
         if done < 0:
             started = time.monotonic()
             entry: Record = {"round": 0, "participants": 0, "loss": None, "dropped": []}
@@ -50,7 +61,6 @@ class StageRun:
                 )
                 break
             arrays = self._round(round_, arrays)
-        self._complete()
 
     def _resume(self, initial: Arrays) -> tuple[Arrays, int]:
         """Arrays and number of the last saved round; -1 if there is none."""
@@ -122,6 +132,7 @@ class StageRun:
         entry["seconds"] = round(time.monotonic() - started, 3)
         self.record["rounds"].append(entry)
         report.say(report.round_line(self.stage, self.strategy.num_rounds, entry))
+        self.events.add(entry, self.record["privacy"])
         if save is not None:
             self._save_last(entry["round"], save)
 

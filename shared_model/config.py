@@ -29,6 +29,7 @@ class Settings:
     dataset: str
     seed: int
     redo: bool
+    tensorboard: bool
     num_rounds: int
     fraction_train: float
     local_steps: int

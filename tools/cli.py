@@ -8,7 +8,15 @@ import sys
 import typer
 
 from shared_model.errors import FedDMMRError
-from tools import baseline_command, data_commands, features_command, federation_command, run_command
+from tools import (
+    baseline_command,
+    data_commands,
+    features_command,
+    federation_command,
+    recommend_command,
+    run_command,
+    runs_command,
+)
 
 app = typer.Typer(
     help="Federated multimodal sequential recommendation: data, features and runs.",
@@ -21,6 +29,8 @@ app.add_typer(features_command.app, name="features")
 app.command("baselines")(baseline_command.baselines)
 app.command("federation")(federation_command.federation)
 app.command("run")(run_command.run)
+app.command("recommend")(recommend_command.recommend)
+app.add_typer(runs_command.app, name="runs")
 
 
 def main() -> None:

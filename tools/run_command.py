@@ -129,10 +129,17 @@ def typed(text: str) -> bool | int | float | str:
 
 def checked(app: Path, overrides: Overrides) -> Overrides:
     """All settings by field name: the app's defaults under the overrides, each of them checked."""
-    from shared_model.config import default_config, parse_settings
+    from shared_model.config import parse_settings
+
+    return vars(parse_settings(defaults(app) | overrides))
+
+
+def defaults(app: Path) -> Overrides:
+    """The app's run-config as its pyproject.toml has it."""
+    from shared_model.config import default_config
 
     try:
-        defaults = default_config(app / "pyproject.toml")
+        return default_config(app / "pyproject.toml")
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             "not the project folder of the app",
@@ -141,7 +148,6 @@ def checked(app: Path, overrides: Overrides) -> Overrides:
             got=str(error),
             todo="name the folder: feddmmr run FOLDER",
         ) from error
-    return vars(parse_settings(defaults | overrides))
 
 
 def as_toml(overrides: Overrides) -> str:
