@@ -3,7 +3,7 @@
 Letters: B users of a batch, T positions, I items of which W are warm, D hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,12 @@ class Batch:
         """The tensors with each user as a batch of its own: [B, 1, ...]."""
         return {name: value[:, None] for name, value in self.tensors.items()}
 
+    def alone(self, user: int) -> "Batch":
+        """One user as a batch, of weight 1; ``targets`` stays that of all."""
+        at = slice(user, user + 1)
+        tensors = {name: value[at] for name, value in self.tensors.items()}
+        return Batch(self.keys[at], torch.ones_like(self.weights[at]), self.targets, tensors)
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -44,6 +50,13 @@ class Losses:
     total: Tensor  # what is differentiated: a sum over users, or [B] for each
     nats: Tensor  # next-item loss summed over targets, without gradient
     logs: Arrays
+
+
+def together(losses: Sequence[Losses]) -> Losses:
+    """The losses of users trained one by one as those of their batch."""
+    logs = {name: torch.stack([one.logs[name] for one in losses]) for name in losses[0].logs}
+    total, nats = torch.stack([x.total for x in losses]), torch.stack([x.nats for x in losses])
+    return Losses(total, nats, logs)
 
 
 class Objective(Protocol):
@@ -59,16 +72,14 @@ class Objective(Protocol):
         """Each user's own loss [B] with parameters ``arrays``."""
 
 
-def batches(
-    objective: Objective, dataset: Dataset, rows: Rows, plan: RoundPlan, size: int
-) -> Iterator[Batch]:
-    """Participating users that have a training target, similar lengths together."""
+def batch_rows(dataset: Dataset, rows: Rows, plan: RoundPlan, size: int) -> Iterator[Rows]:
+    """Participating users that have a training target, similar lengths together. [<= size] each."""
     rows = rows[plan.takes_part(dataset.user_keys[rows])]
     lengths = dataset.lengths(rows) - 2  # without valid and test
     rows, lengths = rows[lengths >= 2], lengths[lengths >= 2]
     rows = rows[np.lexsort((dataset.user_keys[rows], lengths))]
     for start in range(0, len(rows), size):
-        yield objective.batch(rows[start : start + size])
+        yield rows[start : start + size]
 
 
 def aggregation_weights(targets: Tensor, weighting: str) -> Tensor:
@@ -84,6 +95,9 @@ class BackboneObjective:
         self.model, self.dataset, self.plan = model, dataset, plan
         device = model.item_embedding.weight.device
         self.classes, self.place_of = (part.to(device) for part in _classes(dataset))
+        # Where nothing is cold, a view: to gather a table, and its gradient, is a tenth of a step.
+        whole = len(self.classes) == dataset.num_items
+        self.warm: Tensor | slice = slice(PAD + 1, None) if whole else self.classes
 
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""
@@ -104,7 +118,7 @@ class BackboneObjective:
         hidden = self.model(inputs, Dropout(self.plan.dropout, keys))
         valid = targets != NONE
         per_target = (batch.weights / valid.sum(1))[:, None] * valid
-        items = self.model.item_embedding.weight[self.classes]
+        items = self.model.item_embedding.weight[self.warm]
         total, nats = full_softmax(hidden[valid], items, targets[valid], per_target[valid])
         return Losses(total, nats, {})
 
