@@ -17,10 +17,12 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor
+        ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, first: int
     ) -> tuple[Tensor, Tensor]:
         hidden_grad = torch.empty_like(hidden)
-        items_grad = torch.empty_like(items) if len(targets) else torch.zeros_like(items)
+        table_grad = torch.empty_like(table) if len(targets) else torch.zeros_like(table)
+        table_grad[:first] = 0.0
+        items, items_grad = table[first:], table_grad[first:]
         weighted, plain = hidden.new_zeros(2, dtype=torch.float64)
         for start in range(0, len(targets), _CHUNK):
             rows = slice(start, start + _CHUNK)
@@ -40,24 +42,24 @@ class _FullSoftmax(torch.autograd.Function):
             hidden_grad[rows].mul_(share).sub_(weight * items[at])
             items_grad.addmm_(odds.T, chunk * share, beta=float(start > 0))
             items_grad.index_add_(0, at, chunk * weight, alpha=-1)
-        ctx.save_for_backward(hidden_grad, items_grad)
+        ctx.save_for_backward(hidden_grad, table_grad)
         ctx.mark_non_differentiable(plain)
         return weighted, plain
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden_grad, items_grad = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden_grad, table_grad = ctx.saved_tensors
         scale = grads[0].to(hidden_grad.dtype)
-        return hidden_grad * scale, items_grad * scale, None, None
+        return hidden_grad * scale, table_grad * scale, None, None, None
 
 
 def full_softmax(
-    hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor
+    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Next-item loss over the whole catalogue: its weighted and its plain sum, in nats (float64).
 
-    ``hidden`` [R, D], ``items`` [I, D], ``targets`` [R] int64 in 0..I-1, ``weights`` [R]. Only the
-    weighted sum has a gradient.
+    ``hidden`` [R, D], ``table`` [first + I, D] whose first rows are no items, ``targets`` [R] int64
+    in 0..I-1, ``weights`` [R]. Only the weighted sum has a gradient.
     """
-    sums: tuple[Tensor, Tensor] = _FullSoftmax.apply(hidden, items, targets, weights)  # type: ignore[no-untyped-call]
+    sums: tuple[Tensor, Tensor] = _FullSoftmax.apply(hidden, table, targets, weights, first)  # type: ignore[no-untyped-call]
     return sums

@@ -36,10 +36,9 @@ class Batch:
         """The tensors with each user as a batch of its own: [B, 1, ...]."""
         return {name: value[:, None] for name, value in self.tensors.items()}
 
-    def alone(self, user: int) -> "Batch":
+    def alone(self, user: int, tensors: Arrays) -> "Batch":
         """One user as a batch, of weight 1; ``targets`` stays that of all."""
         at = slice(user, user + 1)
-        tensors = {name: value[at] for name, value in self.tensors.items()}
         return Batch(self.keys[at], torch.ones_like(self.weights[at]), self.targets, tensors)
 
 
@@ -64,6 +63,9 @@ class Objective(Protocol):
 
     def batch(self, rows: Rows) -> Batch:
         """What users ``rows`` [B] train on."""
+
+    def alone(self, batch: Batch, user: int) -> Batch:
+        """One user of a batch, of weight 1, without what pads it to the others' size."""
 
     def weighted(self, batch: Batch, keys: Tensor) -> Losses:
         """The weighted sum of the users' losses in the model; dropout ``keys`` [B]."""
@@ -95,9 +97,8 @@ class BackboneObjective:
         self.model, self.dataset, self.plan = model, dataset, plan
         device = model.item_embedding.weight.device
         self.classes, self.place_of = (part.to(device) for part in _classes(dataset))
-        # Where nothing is cold, a view: to gather a table, and its gradient, is a tenth of a step.
-        whole = len(self.classes) == dataset.num_items
-        self.warm: Tensor | slice = slice(PAD + 1, None) if whole else self.classes
+        # Where nothing is cold, the table serves as it is: to gather it is a tenth of a step.
+        self.whole = len(self.classes) == dataset.num_items
 
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""
@@ -112,14 +113,22 @@ class BackboneObjective:
             {"inputs": inputs, "targets": targets},
         )
 
+    def alone(self, batch: Batch, user: int) -> Batch:
+        """Without padding."""
+        length = int((batch.tensors["inputs"][user] != PAD).sum())
+        own = {n: t[user : user + 1, -length:] for n, t in batch.tensors.items()}
+        return batch.alone(user, own)
+
     def weighted(self, batch: Batch, keys: Tensor) -> Losses:
         """A user's loss is the mean over its own targets."""
         inputs, targets = batch.tensors["inputs"], batch.tensors["targets"]
-        hidden = self.model(inputs, Dropout(self.plan.dropout, keys))
+        padded = len(inputs) > 1  # alone, a user's history has no padding
+        hidden = self.model(inputs, Dropout(self.plan.dropout, keys), padded)
         valid = targets != NONE
         per_target = (batch.weights / valid.sum(1))[:, None] * valid
-        items = self.model.item_embedding.weight[self.warm]
-        total, nats = full_softmax(hidden[valid], items, targets[valid], per_target[valid])
+        table = self.model.item_embedding.weight
+        items, first = (table, PAD + 1) if self.whole else (table[self.classes], 0)
+        total, nats = full_softmax(hidden[valid], items, targets[valid], per_target[valid], first)
         return Losses(total, nats, {})
 
     def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:

@@ -127,7 +127,7 @@ def _in_turn(
     start = [p.detach().clone() for p in moved]
     first = []
     for user, weight in enumerate(batch.weights.tolist()):
-        alone = batch.alone(user)
+        alone = objective.alone(batch, user)
         for step in range(plan.local_steps):
             losses = objective.weighted(alone, _dropout_keys(alone, plan, step))
             gradients = torch.autograd.grad(losses.total, moved)
