@@ -17,41 +17,49 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor
+        ctx: Any, hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, first: int
     ) -> tuple[Tensor, Tensor]:
-        hidden_grad, items_grad = torch.empty_like(hidden), torch.zeros_like(items)
+        hidden_grad = torch.empty_like(hidden)
+        table_grad = torch.empty_like(table) if len(targets) else torch.zeros_like(table)
+        table_grad[:first] = 0.0
+        items, items_grad = table[first:], table_grad[first:]
         weighted, plain = hidden.new_zeros(2, dtype=torch.float64)
         for start in range(0, len(targets), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            logits = hidden[rows] @ items.T  # [chunk, I]
-            at = targets[rows, None]
-            log_norm = torch.logsumexp(logits, dim=1, keepdim=True)
-            loss = (log_norm - logits.gather(1, at)).squeeze(1)
+            chunk, at, weight = hidden[rows], targets[rows], weights[rows, None]
+            logits = chunk @ items.T  # [chunk, I]
+            high = logits.amax(1, keepdim=True)
+            own = logits.gather(1, at[:, None])
+            odds = logits.sub_(high).exp_()  # probabilities, but for their sum
+            total = odds.sum(1, keepdim=True)
+            loss = (total.log() + high - own).squeeze(1)
             weighted += (loss * weights[rows]).sum(dtype=torch.float64)
             plain += loss.sum(dtype=torch.float64)
-            logits.sub_(log_norm).exp_()  # now probabilities
-            logits.scatter_add_(1, at, torch.full_like(log_norm, -1.0))
-            logits.mul_(weights[rows, None])
-            torch.mm(logits, items, out=hidden_grad[rows])
-            items_grad.addmm_(logits.T, hidden[rows])
-        ctx.save_for_backward(hidden_grad, items_grad)
+            # The gradient of a logit is its probability, less one at the target. What scales a row
+            # scales the narrow side of each product, not the [chunk, I] one.
+            share = weight / total
+            torch.mm(odds, items, out=hidden_grad[rows])
+            hidden_grad[rows].mul_(share).sub_(weight * items[at])
+            items_grad.addmm_(odds.T, chunk * share, beta=float(start > 0))
+            items_grad.index_add_(0, at, chunk * weight, alpha=-1)
+        ctx.save_for_backward(hidden_grad, table_grad)
         ctx.mark_non_differentiable(plain)
         return weighted, plain
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        hidden_grad, items_grad = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden_grad, table_grad = ctx.saved_tensors
         scale = grads[0].to(hidden_grad.dtype)
-        return hidden_grad * scale, items_grad * scale, None, None
+        return hidden_grad * scale, table_grad * scale, None, None, None
 
 
 def full_softmax(
-    hidden: Tensor, items: Tensor, targets: Tensor, weights: Tensor
+    hidden: Tensor, table: Tensor, targets: Tensor, weights: Tensor, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Next-item loss over the whole catalogue: its weighted and its plain sum, in nats (float64).
 
-    ``hidden`` [R, D], ``items`` [I, D], ``targets`` [R] int64 in 0..I-1, ``weights`` [R]. Only the
-    weighted sum has a gradient.
+    ``hidden`` [R, D], ``table`` [first + I, D] whose first rows are no items, ``targets`` [R] int64
+    in 0..I-1, ``weights`` [R]. Only the weighted sum has a gradient.
     """
-    sums: tuple[Tensor, Tensor] = _FullSoftmax.apply(hidden, items, targets, weights)  # type: ignore[no-untyped-call]
+    sums: tuple[Tensor, Tensor] = _FullSoftmax.apply(hidden, table, targets, weights, first)  # type: ignore[no-untyped-call]
     return sums

@@ -77,6 +77,15 @@ class MixtureObjective:
             {name: tensor.to(self.device) for name, tensor in tensors.items()},
         )
 
+    def alone(self, batch: Batch, user: int) -> Batch:
+        """Without padding of the history and of the memory bank."""
+        own = {name: tensor[user : user + 1] for name, tensor in batch.tensors.items()}
+        cut = int((own["inputs"] == PAD).sum())
+        size = max(1, int((own["bank"] != EMPTY).sum()))
+        own["inputs"], own["columns"] = own["inputs"][:, cut:], (own["columns"] - cut).clamp(min=0)
+        own["bank"], own["held"] = own["bank"][:, :size], own["held"][..., :size]
+        return batch.alone(user, own)
+
     def weighted(self, batch: Batch, keys: Tensor) -> Losses:
         """The weighted sum of the users' losses, in the model itself."""
         losses = self.of_users(dict(self.model.named_parameters()), batch.tensors, keys)

@@ -3,7 +3,7 @@
 Letters: B users of a batch, T positions, I items of which W are warm, D hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,11 @@ class Batch:
         """The tensors with each user as a batch of its own: [B, 1, ...]."""
         return {name: value[:, None] for name, value in self.tensors.items()}
 
+    def alone(self, user: int, tensors: Arrays) -> "Batch":
+        """One user as a batch, of weight 1; ``targets`` stays that of all."""
+        at = slice(user, user + 1)
+        return Batch(self.keys[at], torch.ones_like(self.weights[at]), self.targets, tensors)
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -46,11 +51,21 @@ class Losses:
     logs: Arrays
 
 
+def together(losses: Sequence[Losses]) -> Losses:
+    """The losses of users trained one by one as those of their batch."""
+    logs = {name: torch.stack([one.logs[name] for one in losses]) for name in losses[0].logs}
+    total, nats = torch.stack([x.total for x in losses]), torch.stack([x.nats for x in losses])
+    return Losses(total, nats, logs)
+
+
 class Objective(Protocol):
     """A stage's training objective on one node in one round."""
 
     def batch(self, rows: Rows) -> Batch:
         """What users ``rows`` [B] train on."""
+
+    def alone(self, batch: Batch, user: int) -> Batch:
+        """One user of a batch, of weight 1, without what pads it to the others' size."""
 
     def weighted(self, batch: Batch, keys: Tensor) -> Losses:
         """The weighted sum of the users' losses in the model; dropout ``keys`` [B]."""
@@ -59,16 +74,14 @@ class Objective(Protocol):
         """Each user's own loss [B] with parameters ``arrays``."""
 
 
-def batches(
-    objective: Objective, dataset: Dataset, rows: Rows, plan: RoundPlan, size: int
-) -> Iterator[Batch]:
-    """Participating users that have a training target, similar lengths together."""
+def batch_rows(dataset: Dataset, rows: Rows, plan: RoundPlan, size: int) -> Iterator[Rows]:
+    """Participating users that have a training target, similar lengths together. [<= size] each."""
     rows = rows[plan.takes_part(dataset.user_keys[rows])]
     lengths = dataset.lengths(rows) - 2  # without valid and test
     rows, lengths = rows[lengths >= 2], lengths[lengths >= 2]
     rows = rows[np.lexsort((dataset.user_keys[rows], lengths))]
     for start in range(0, len(rows), size):
-        yield objective.batch(rows[start : start + size])
+        yield rows[start : start + size]
 
 
 def aggregation_weights(targets: Tensor, weighting: str) -> Tensor:
@@ -84,6 +97,8 @@ class BackboneObjective:
         self.model, self.dataset, self.plan = model, dataset, plan
         device = model.item_embedding.weight.device
         self.classes, self.place_of = (part.to(device) for part in _classes(dataset))
+        # Where nothing is cold, the table serves as it is: to gather it is a tenth of a step.
+        self.whole = len(self.classes) == dataset.num_items
 
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""
@@ -98,14 +113,22 @@ class BackboneObjective:
             {"inputs": inputs, "targets": targets},
         )
 
+    def alone(self, batch: Batch, user: int) -> Batch:
+        """Without padding."""
+        length = int((batch.tensors["inputs"][user] != PAD).sum())
+        own = {n: t[user : user + 1, -length:] for n, t in batch.tensors.items()}
+        return batch.alone(user, own)
+
     def weighted(self, batch: Batch, keys: Tensor) -> Losses:
         """A user's loss is the mean over its own targets."""
         inputs, targets = batch.tensors["inputs"], batch.tensors["targets"]
-        hidden = self.model(inputs, Dropout(self.plan.dropout, keys))
+        padded = len(inputs) > 1  # alone, a user's history has no padding
+        hidden = self.model(inputs, Dropout(self.plan.dropout, keys), padded)
         valid = targets != NONE
         per_target = (batch.weights / valid.sum(1))[:, None] * valid
-        items = self.model.item_embedding.weight[self.classes]
-        total, nats = full_softmax(hidden[valid], items, targets[valid], per_target[valid])
+        table = self.model.item_embedding.weight
+        items, first = (table, PAD + 1) if self.whole else (table[self.classes], 0)
+        total, nats = full_softmax(hidden[valid], items, targets[valid], per_target[valid], first)
         return Losses(total, nats, {})
 
     def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:

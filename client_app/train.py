@@ -1,6 +1,10 @@
 """Local training: every participating user starts from the same global arrays."""
 
+import copy
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -9,10 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from client_app.data import Dataset, Rows
 from client_app.mixture_objective import MixtureObjective
-from client_app.objective import BackboneObjective, Batch, Losses, Objective, batches
+from client_app.objective import BackboneObjective, Batch, Losses, Objective, batch_rows, together
 from client_app.recall import Recall
 from shared_model.model import Arrays, Recommender, freeze, read_groups
 from shared_model.plan import LocalUpdate, MixturePlan, RoundPlan
+
+Mixing = tuple[MixturePlan, Recall]
 
 
 def train_round(
@@ -21,23 +27,66 @@ def train_round(
     rows: Rows,
     plan: RoundPlan,
     users_per_batch: int,
-    mixing: tuple[MixturePlan, Recall] | None = None,
+    mixing: Mixing | None = None,
 ) -> LocalUpdate:
     """Train the node's participating users (``rows`` [N] of the dataset) and sum their updates.
 
     ``model`` holds the round's global arrays, and holds them again on return. One local step needs
-    one backward pass a batch, since the sum of the users' gradients is the gradient of the sum;
-    more steps train stacked copies of the parameters. Stages 2 and 3 need ``mixing``.
+    one backward pass a batch, since the sum of the users' gradients is the gradient of the sum.
+    With more steps a user moves a copy of its own: on a GPU the copies of a batch are stacked, on a
+    processor they take turns. Stages 2 and 3 need ``mixing``.
+
+    On a processor with several of torch's threads, each trains batches of its own: small products
+    gain little from a second thread, other users gain all of it.
     """
     freeze(model, model.stage)
+    chosen = list(batch_rows(dataset, rows, plan, users_per_batch))
+    on_cpu = model.item_embedding.weight.device.type == "cpu"
+    workers = max(1, min(torch.get_num_threads(), len(chosen))) if on_cpu else 1
+    if workers == 1:
+        return _train_batches(model, dataset, chosen, plan, mixing)
+
+    def share(worker: int) -> LocalUpdate:
+        own = copy.deepcopy(model)
+        return _train_batches(own, dataset, chosen[worker::workers], plan, mixing)
+
+    with _single_threaded(), ThreadPoolExecutor(workers) as pool:
+        first, *others = pool.map(share, range(workers))
+    for other in others:
+        first += other
+    return first
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Torch's operators use one thread each, in threads that start in here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_batches(
+    model: Recommender,
+    dataset: Dataset,
+    chosen: Sequence[Rows],
+    plan: RoundPlan,
+    mixing: Mixing | None,
+) -> LocalUpdate:
+    """The summed update of some batches of users."""
     objective: Objective = BackboneObjective(model, dataset, plan)
     if mixing is not None:
         objective = MixtureObjective(model, dataset, plan, *mixing)
-    train_batch = _one_step if plan.local_steps == 1 else _several_steps
+    on_cpu = model.item_embedding.weight.device.type == "cpu"
+    several = _in_turn if on_cpu else _side_by_side
+    train_batch = _one_step if plan.local_steps == 1 else several
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
     weight, nats, targets, participants = 0.0, 0.0, 0, 0
     logs: dict[str, float] = defaultdict(float)
-    for batch in batches(objective, dataset, rows, plan, users_per_batch):
+    for rows in chosen:
+        batch = objective.batch(rows)
         losses = train_batch(model, objective, batch, plan, sums)
         nats += float(losses.nats.sum())
         weight += float(batch.weights.sum())
@@ -65,7 +114,37 @@ def _one_step(
     return losses
 
 
-def _several_steps(
+def _in_turn(
+    model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
+) -> Losses:
+    """The same for several local SGD steps: one user after another moves the model and puts it
+    back. On a processor, whose caches hold one model's copy but not a batch of them.
+
+    Returns the losses before the first step.
+    """
+    parameters = dict(model.named_parameters())
+    moved = [parameters[name] for name in sums]
+    start = [p.detach().clone() for p in moved]
+    first = []
+    for user, weight in enumerate(batch.weights.tolist()):
+        alone = objective.alone(batch, user)
+        for step in range(plan.local_steps):
+            losses = objective.weighted(alone, _dropout_keys(alone, plan, step))
+            gradients = torch.autograd.grad(losses.total, moved)
+            with torch.no_grad():
+                for total, parameter, gradient in zip(sums.values(), moved, gradients, strict=True):
+                    total.sub_(gradient, alpha=plan.learning_rate * weight)
+                    if step + 1 < plan.local_steps:
+                        parameter.sub_(gradient, alpha=plan.learning_rate)
+            if step == 0:
+                first.append(losses)
+        with torch.no_grad():
+            for parameter, value in zip(moved, start, strict=True):
+                parameter.copy_(value)
+    return together(first)
+
+
+def _side_by_side(
     model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
 ) -> Losses:
     """The same for several local SGD steps: each user moves a copy of its own.

@@ -30,7 +30,8 @@ class Dropout:
             return x
         self.site += 1
         scale = _LEVELS / (_LEVELS - self.dropped)
-        return x * (_random_bytes(_site_key(self.keys, self.site), x) >= self.dropped) * scale
+        kept = _random_bytes(_site_key(self.keys, self.site), x) >= self.dropped
+        return x * kept.to(x.dtype).mul_(scale)
 
 
 def _random_bytes(keys: Tensor, x: Tensor) -> Tensor:

@@ -59,9 +59,13 @@ class Recommender(nn.Module):
                 shape.hidden, shape.visual, shape.text, shape.heads, "router" in stage.groups
             )
 
-    def forward(self, inputs: Tensor, dropout: Dropout) -> Tensor:
-        """Hidden states. ``inputs`` [B, T] item indices, left padded -> [B, T, D]."""
-        hidden: Tensor = self.backbone(self.item_embedding(inputs), inputs != PAD, dropout)
+    def forward(self, inputs: Tensor, dropout: Dropout, padded: bool = True) -> Tensor:
+        """Hidden states. ``inputs`` [B, T] item indices, left padded -> [B, T, D].
+
+        If nothing in them is padding, ``padded=False`` says so: attention then costs half.
+        """
+        valid = inputs != PAD if padded else None
+        hidden: Tensor = self.backbone(self.item_embedding(inputs), valid, dropout)
         return hidden
 
     def mix(self) -> Mixture:

@@ -84,3 +84,15 @@ class LocalUpdate:
     targets: int
     participants: int
     logs: dict[str, float] = field(default_factory=dict)  # sums over participants, for the record
+
+    def __add__(self, other: "LocalUpdate") -> "LocalUpdate":
+        """The sums of both, of other users each."""
+        logs = {n: self.logs.get(n, 0.0) + other.logs.get(n, 0.0) for n in self.logs | other.logs}
+        return LocalUpdate(
+            {name: value + other.arrays[name] for name, value in self.arrays.items()},
+            self.weight + other.weight,
+            self.loss + other.loss,
+            self.targets + other.targets,
+            self.participants + other.participants,
+            logs,
+        )

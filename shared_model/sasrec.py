@@ -26,11 +26,13 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(hidden, 3 * hidden, bias=False)
         self.output = nn.Linear(hidden, hidden, bias=False)
 
-    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """``x`` [B, T, D], ``visible`` [B, 1, T, T] bool -> [B, T, D]."""
+    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        """``x`` [B, T, D], ``visible`` [B, 1, T, T] bool, ``None`` for causal -> [B, T, D]."""
         split = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, H, D/H]
         query, key, value = split.transpose(1, 3).unbind(2)  # each [B, H, T, D/H]
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=visible, is_causal=visible is None
+        )
         result: Tensor = self.output(mixed.transpose(1, 2).flatten(-2))
         return result
 
@@ -59,8 +61,8 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(hidden)
         self.feed_forward = FeedForward(hidden)
 
-    def forward(self, x: Tensor, visible: Tensor, dropout: Dropout) -> Tensor:
-        """``x`` [B, T, D], ``visible`` [B, 1, T, T] bool -> [B, T, D]."""
+    def forward(self, x: Tensor, visible: Tensor | None, dropout: Dropout) -> Tensor:
+        """``x`` [B, T, D], ``visible`` as in ``Attention`` -> [B, T, D]."""
         x = x + dropout(self.attention(self.attention_norm(x), visible))
         return x + dropout(self.feed_forward(self.feed_forward_norm(x)))
 
@@ -74,13 +76,14 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(blocks))
         self.final_norm = nn.LayerNorm(hidden)
 
-    def forward(self, embedded: Tensor, valid: Tensor, dropout: Dropout) -> Tensor:
-        """``embedded`` [B, T, D] item embeddings, ``valid`` [B, T] bool -> [B, T, D].
+    def forward(self, embedded: Tensor, valid: Tensor | None, dropout: Dropout) -> Tensor:
+        """``embedded`` [B, T, D] item embeddings, ``valid`` [B, T] bool, ``None`` if nothing is
+        padding -> [B, T, D].
 
         Rows at padded positions carry no meaning.
         """
         length = embedded.shape[1]
-        visible = visible_positions(valid)
+        visible = None if valid is None else visible_positions(valid)
         x = dropout(embedded * embedded.shape[-1] ** 0.5 + self.positions[-length:])
         for block in self.blocks:
             x = block(x, visible, dropout)

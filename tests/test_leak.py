@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from client_app.cases import NUM_NEGATIVES, make_cases, protocol_ranks, warm_candidates
 from client_app.data import Dataset, open_dataset
-from client_app.objective import NONE, BackboneObjective, batches
+from client_app.objective import NONE, BackboneObjective, batch_rows
 from shared_model.metrics import MetricSums
 from shared_model.model import ModelShape, build
 from shared_model.plan import RoundPlan
@@ -34,7 +34,8 @@ def probe_logits(dataset: Dataset, spare_held_out: bool) -> torch.Tensor:
     logits = 0.01 * torch.randn(dataset.num_users, dataset.num_items + 1, generator=generator)
     objective = backbone_objective(dataset, PLAN)
     row_of = {key: row for row, key in enumerate(dataset.user_keys.tolist())}
-    for batch in batches(objective, dataset, np.arange(dataset.num_users), PLAN, 16):
+    for users in batch_rows(dataset, np.arange(dataset.num_users), PLAN, 16):
+        batch = objective.batch(users)
         for key, places in zip(batch.keys.tolist(), batch.tensors["targets"], strict=True):
             row = row_of[key]
             own = logits[row, objective.classes].clone().requires_grad_()
@@ -77,7 +78,8 @@ def test_batches_hold_train_items_only(demo_folder: Path) -> None:
     objective = backbone_objective(dataset, PLAN)
     row_of = {key: row for row, key in enumerate(dataset.user_keys.tolist())}
     seen = 0
-    for batch in batches(objective, dataset, np.arange(dataset.num_users), PLAN, 16):
+    for users in batch_rows(dataset, np.arange(dataset.num_users), PLAN, 16):
+        batch = objective.batch(users)
         for key, inputs, places in zip(
             batch.keys.tolist(), batch.tensors["inputs"], batch.tensors["targets"], strict=True
         ):
@@ -92,7 +94,7 @@ def test_batches_hold_train_items_only(demo_folder: Path) -> None:
 def test_fraction_decides_who_trains(demo_folder: Path) -> None:
     dataset = open_dataset(demo_folder)
     plan = dataclasses.replace(PLAN, fraction=0.3, seed=4)
-    objective, everyone = backbone_objective(dataset, plan), np.arange(dataset.num_users)
-    trained = np.concatenate([b.keys for b in batches(objective, dataset, everyone, plan, 16)])
+    everyone = np.arange(dataset.num_users)
+    trained = dataset.user_keys[np.concatenate(list(batch_rows(dataset, everyone, plan, 16)))]
     expected = dataset.user_keys[plan.takes_part(dataset.user_keys)]
     assert sorted(trained) == sorted(expected)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from client_app import train
 from client_app.data import Dataset
 from client_app.train import train_round
 from shared_model.dropout import Dropout
@@ -70,6 +71,42 @@ def test_batches_equal_the_one_user_loop(
     assert 0 < update.participants < len(rows)
     for name, value in expected.items():
         torch.testing.assert_close(update.arrays[name], value, atol=2e-5, rtol=1e-4)
+
+
+def test_stacked_copies_equal_the_one_user_loop(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does with several local steps, on this processor."""
+    monkeypatch.setattr(train, "_in_turn", train._side_by_side)
+    plan = dataclasses.replace(PLAN, local_steps=3, fraction=0.7)
+    model, rows = build(SHAPE, 0), np.arange(small_dataset.num_users)
+    expected, weight, loss = one_user_loop(model, small_dataset, rows, plan)
+    update = train_round(model, small_dataset, rows, plan, 6)
+    assert update.weight == weight
+    assert update.loss == pytest.approx(loss, rel=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(update.arrays[name], value, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_threads_add_up_to_one(small_dataset: Dataset, steps: int) -> None:
+    """Invariant 1 within a node; and the same bytes twice, whichever thread is first."""
+    plan = dataclasses.replace(PLAN, local_steps=steps)
+    model, rows = build(SHAPE, 0), np.arange(small_dataset.num_users)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = train_round(model, small_dataset, rows, plan, 3)
+        torch.set_num_threads(3)
+        first, again = (train_round(model, small_dataset, rows, plan, 3) for _ in range(2))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert first.weight == alone.weight
+    assert first.participants == alone.participants
+    for name, value in alone.arrays.items():
+        torch.testing.assert_close(first.arrays[name], value, atol=1e-5, rtol=1e-4)
+        assert (first.arrays[name] == again.arrays[name]).all()
 
 
 def test_the_global_arrays_are_as_they_were(small_dataset: Dataset) -> None:

@@ -1,0 +1,43 @@
+"""Datasets of a wanted size: some users of a given one, or as many made-up ones as asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
+
+from client_app.compile import write_dataset
+from client_app.data import open_dataset
+from shared_model.errors import DataError
+from shared_model.seeds import rng, stable_hash
+
+_LENGTHS = (10, 31)  # interactions of a made-up user, the last number excluded
+
+
+def some_users(source: Path, folder: Path, users: int) -> Path:
+    """The dataset ``folder`` with ``users`` users of ``source``, by hash, and all its items."""
+    table = pd.read_parquet(source / "interactions.parquet")
+    ids = table["user_id"].unique()
+    if users > len(ids):
+        raise DataError("too few users", where=str(source), expected=str(users), got=str(len(ids)))
+    order = np.argsort([stable_hash("some users", str(user)) for user in ids])
+    chosen = table[table["user_id"].isin(ids[order[:users]])]
+    items = pd.read_csv(source / "items.csv")[["item_id", "cold"]]
+    file = source / "features.safetensors"
+    features = load_file(file) if file.is_file() else None
+    write_dataset(folder, chosen, items, features, f"{open_dataset(source).info['name']}-{users}")
+    return folder
+
+
+def made_up(folder: Path, users: int, items: int, seed: int = 0) -> Path:
+    """The dataset ``folder`` of users who each have 10 to 30 items, low numbers more often."""
+    random = rng(seed, "made up", users, items)
+    lengths = random.integers(*_LENGTHS, users)
+    owner = np.repeat(np.arange(users), lengths)
+    drawn = np.floor(items * random.random(len(owner)) ** 2).astype(np.int64) + 1
+    table = pd.DataFrame({"user_id": owner, "item_id": drawn})
+    table = table.drop_duplicates()
+    table["timestamp"] = np.arange(len(table))
+    catalogue = pd.DataFrame({"item_id": np.arange(1, items + 1)})
+    write_dataset(folder, table, catalogue, None, f"made-up-{users}")
+    return folder
