@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from client_app.clipping import clipped_weights
 from client_app.data import Dataset, Rows
 from client_app.mixture_objective import MixtureObjective
 from client_app.objective import BackboneObjective, Batch, Losses, Objective, batches
@@ -27,13 +28,15 @@ def train_round(
 
     ``model`` holds the round's global arrays, and holds them again on return. One local step needs
     one backward pass a batch, since the sum of the users' gradients is the gradient of the sum;
-    more steps train stacked copies of the parameters. Stages 2 and 3 need ``mixing``.
+    more steps train stacked copies of the parameters, and clipping needs each user's own update.
+    Stages 2 and 3 need ``mixing``.
     """
     freeze(model, model.stage)
     objective: Objective = BackboneObjective(model, dataset, plan)
     if mixing is not None:
         objective = MixtureObjective(model, dataset, plan, *mixing)
-    train_batch = _one_step if plan.local_steps == 1 else _several_steps
+    together = plan.local_steps == 1 and plan.clip_norm == 0
+    train_batch = _one_step if together else _each_user
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
     weight, nats, targets, participants = 0.0, 0.0, 0, 0
     logs: dict[str, float] = defaultdict(float)
@@ -65,15 +68,31 @@ def _one_step(
     return losses
 
 
-def _several_steps(
+def _each_user(
     model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
 ) -> Losses:
-    """The same for several local SGD steps: each user moves a copy of its own.
+    """The same user by user, for several local steps or clipping.
 
     Returns the losses before the first step.
     """
+    moved, losses = _own_updates(model, objective, batch, plan, list(sums))
+    weights = batch.weights
+    if plan.clip_norm:
+        weights = clipped_weights(moved, weights, plan.clip_norm)
+    for name in sums:
+        sums[name] += torch.tensordot(weights, moved[name], dims=1)
+    return losses
+
+
+def _own_updates(
+    model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, trained: list[str]
+) -> tuple[Arrays, Losses]:
+    """Each user's update [B, ...] of the ``trained`` arrays: SGD on a copy of its own.
+
+    With them the losses before the first step.
+    """
     start = {name: p.detach() for name, p in model.named_parameters()}
-    copies = {name: start[name].expand(len(batch.keys), *start[name].shape) for name in sums}
+    copies = {name: start[name].expand(len(batch.keys), *start[name].shape) for name in trained}
 
     def user_loss(
         own: Arrays, tensors: Arrays, key: Tensor
@@ -88,8 +107,8 @@ def _several_steps(
             gradients, (total, (nats, logs)) = vmap(grad_and_value(user_loss, has_aux=True))(
                 copies, batch.one_by_one(), keys[:, None]
             )
-        copies = {n: copies[n].sub(gradients[n], alpha=plan.learning_rate) for n in sums}
         losses.append(Losses(total, nats, logs))
-    for name in sums:
-        sums[name] += torch.tensordot(batch.weights, copies[name] - start[name], dims=1)
-    return losses[0]
+        if plan.local_steps == 1:  # a difference of copies would round what is small away
+            return {n: gradients[n].mul_(-plan.learning_rate) for n in trained}, losses[0]
+        copies = {n: copies[n].sub(gradients[n], alpha=plan.learning_rate) for n in trained}
+    return {name: copies[name] - start[name] for name in trained}, losses[0]

@@ -8,7 +8,14 @@ import sys
 import typer
 
 from shared_model.errors import FedDMMRError
-from tools import baseline_command, data_commands, features_command, federation_command, run_command
+from tools import (
+    baseline_command,
+    data_commands,
+    features_command,
+    federation_command,
+    privacy_command,
+    run_command,
+)
 
 app = typer.Typer(
     help="Federated multimodal sequential recommendation: data, features and runs.",
@@ -18,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app, name="data")
 app.add_typer(features_command.app, name="features")
+app.add_typer(privacy_command.app, name="privacy")
 app.command("baselines")(baseline_command.baselines)
 app.command("federation")(federation_command.federation)
 app.command("run")(run_command.run)
