@@ -5,12 +5,14 @@ from collections.abc import Callable
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client_app.clipping import covered
 from client_app.evaluate import evaluate_users
 from client_app.node import Node, open_node
 from client_app.train import train_round
 from shared_model import messages
 from shared_model.errors import FedDMMRError
 from shared_model.model import load_groups
+from shared_model.plan import LocalUpdate, RoundPlan
 from shared_model.stages import stage_of
 
 app = ClientApp()
@@ -53,12 +55,21 @@ def _train(node: Node, content: RecordDict) -> RecordDict:
     load_groups(model, messages.read_arrays(content), stage.trained)
     size = node.settings.users_per_batch
     if not stage.mixes:
-        return messages.update_content(train_round(model, node.dataset, node.rows, plan, size))
+        return _told(node, plan, train_round(model, node.dataset, node.rows, plan, size))
     mixing = messages.read_mixing(content)
     if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
         return messages.ask_for_frozen(mixing.frozen_sha256)
     recall = node.recall(model, mixing)
     update = train_round(model, node.dataset, node.rows, plan, size, (mixing, recall))
+    return _told(node, plan, update)
+
+
+def _told(node: Node, plan: RoundPlan, update: LocalUpdate) -> RecordDict:
+    """A round's answer; under differential privacy only what is covered by it."""
+    if plan.private:
+        update = covered(update)
+    if plan.noise_std:
+        update = node.noised(update, plan)
     return messages.update_content(update)
 
 

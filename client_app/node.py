@@ -1,5 +1,6 @@
 """A node: the users it hosts, their dataset and one resident model, kept for the process's life."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from client_app.clipping import with_noise
 from client_app.content import content_dims, open_content
 from client_app.data import Dataset, Rows, history_digest, open_dataset, partition_rows
 from client_app.demo import demo_dataset
@@ -20,7 +22,8 @@ from shared_model.fingerprint import app_sha256, arrays_sha256
 from shared_model.memory import Ints, MemorySettings
 from shared_model.messages import NodeReport
 from shared_model.model import Arrays, ModelShape, Recommender, build, load_groups, read_groups
-from shared_model.plan import EvaluationPlan, MixturePlan, RoundPlan
+from shared_model.noise import keep_secret
+from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import Stage
 
 _FEATURE_FACTS = ("visual_dim", "text_dim", "visual_coverage", "text_coverage", "encoders")
@@ -103,6 +106,12 @@ class Node:
             app_sha256=app_sha256(),
         )
 
+    def noised(self, update: LocalUpdate, plan: RoundPlan) -> LocalUpdate:
+        """The update with this node's share of the round's noise, by a secret of its own."""
+        name = hashlib.sha256(self.placement.name.encode()).hexdigest()[:16]
+        secret = keep_secret(self.settings.home_folder / "noise" / f"{name}.secret")
+        return with_noise(update, plan, secret, len(self.rows))
+
     def check_plan(self, plan: RoundPlan | EvaluationPlan) -> None:
         """Refuse a plan made by other code or for another catalogue."""
         own = {"app_sha256": app_sha256(), "catalogue_sha256": self.dataset.catalogue_sha256}
@@ -130,6 +139,7 @@ def _open(node_config: Pairs, run_config: Pairs) -> Node:
     dataset = _open_folder(placement.folder)
     partition, of = max(placement.partition, 0), placement.num_partitions
     _check_device(settings.device)
+    _check_pin(dict(node_config).get("features-sha256"), dataset, placement)
     return Node(settings, placement, dataset, partition_rows(dataset, partition, of))
 
 
@@ -155,6 +165,18 @@ def _check_device(device: str) -> None:
             where="run-config key 'device'",
             got=device,
             todo="use device='cpu', or give the node a GPU (client-resources-num-gpus)",
+        )
+
+
+def _check_pin(pinned: Value | None, dataset: Dataset, placement: Placement) -> None:
+    """Refuse features that are not those its owner has looked at: they steer what is sent."""
+    if pinned is not None and pinned != dataset.features_sha256:
+        raise ConfigError(
+            "the features are not those that this node is pinned to",
+            where=f"{placement.name}, node-config key 'features-sha256'",
+            expected=f"{pinned!s:.12}",
+            got=dataset.features_sha256[:12] or "no features",
+            todo="look at the new features, then change or remove the key",
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from client_app.clipping import clipped_weights
 from client_app.data import Dataset, Rows
 from client_app.mixture_objective import MixtureObjective
 from client_app.objective import BackboneObjective, Batch, Losses, Objective, batch_rows, together
@@ -33,8 +34,8 @@ def train_round(
 
     ``model`` holds the round's global arrays, and holds them again on return. One local step needs
     one backward pass a batch, since the sum of the users' gradients is the gradient of the sum.
-    With more steps a user moves a copy of its own: on a GPU the copies of a batch are stacked, on a
-    processor they take turns. Stages 2 and 3 need ``mixing``.
+    With more steps, or clipping, a user moves a copy of its own: on a GPU the copies of a batch are
+    stacked, on a processor they take turns. Stages 2 and 3 need ``mixing``.
 
     On a processor with several of torch's threads, each trains batches of its own: small products
     gain little from a second thread, other users gain all of it.
@@ -80,8 +81,8 @@ def _train_batches(
     if mixing is not None:
         objective = MixtureObjective(model, dataset, plan, *mixing)
     on_cpu = model.item_embedding.weight.device.type == "cpu"
-    several = _in_turn if on_cpu else _side_by_side
-    train_batch = _one_step if plan.local_steps == 1 else several
+    whole = plan.local_steps == 1 and plan.clip_norm == 0  # a sum of users needs no user's own
+    train_batch = _one_step if whole else _in_turn if on_cpu else _side_by_side
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
     weight, nats, targets, participants = 0.0, 0.0, 0, 0
     logs: dict[str, float] = defaultdict(float)
@@ -117,8 +118,8 @@ def _one_step(
 def _in_turn(
     model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
 ) -> Losses:
-    """The same for several local SGD steps: one user after another moves the model and puts it
-    back. On a processor, whose caches hold one model's copy but not a batch of them.
+    """The same for several local SGD steps, or clipping: one user after another moves the model
+    and puts it back. On a processor, whose caches hold one model's copy but not a batch of them.
 
     Returns the losses before the first step.
     """
@@ -127,17 +128,22 @@ def _in_turn(
     start = [p.detach().clone() for p in moved]
     first = []
     for user, weight in enumerate(batch.weights.tolist()):
-        alone = objective.alone(batch, user)
+        alone, own, share = objective.alone(batch, user), sums, weight
+        if plan.clip_norm:
+            own, share = {name: torch.zeros_like(value) for name, value in sums.items()}, 1.0
         for step in range(plan.local_steps):
             losses = objective.weighted(alone, _dropout_keys(alone, plan, step))
             gradients = torch.autograd.grad(losses.total, moved)
             with torch.no_grad():
-                for total, parameter, gradient in zip(sums.values(), moved, gradients, strict=True):
-                    total.sub_(gradient, alpha=plan.learning_rate * weight)
+                for total, parameter, gradient in zip(own.values(), moved, gradients, strict=True):
+                    total.sub_(gradient, alpha=plan.learning_rate * share)
                     if step + 1 < plan.local_steps:
                         parameter.sub_(gradient, alpha=plan.learning_rate)
             if step == 0:
                 first.append(losses)
+        if plan.clip_norm:
+            update = {name: value[None] for name, value in own.items()}
+            _add_clipped(sums, update, batch.weights[[user]], plan.clip_norm)
         with torch.no_grad():
             for parameter, value in zip(moved, start, strict=True):
                 parameter.copy_(value)
@@ -147,12 +153,32 @@ def _in_turn(
 def _side_by_side(
     model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
 ) -> Losses:
-    """The same for several local SGD steps: each user moves a copy of its own.
+    """The same with stacked copies of the parameters, one for each user.
 
     Returns the losses before the first step.
     """
+    moved, losses = _own_updates(model, objective, batch, plan, list(sums))
+    _add_clipped(sums, moved, batch.weights, plan.clip_norm)
+    return losses
+
+
+def _add_clipped(sums: Arrays, moved: Arrays, weights: Tensor, clip_norm: float) -> None:
+    """Add the users' weighted updates ``moved`` [B, ...], each of them clipped before; 0 = not."""
+    if clip_norm:
+        weights = clipped_weights(moved, weights, clip_norm)
+    for name, total in sums.items():
+        total += torch.tensordot(weights, moved[name], dims=1)
+
+
+def _own_updates(
+    model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, trained: list[str]
+) -> tuple[Arrays, Losses]:
+    """Each user's update [B, ...] of the ``trained`` arrays: SGD on a copy of its own.
+
+    With them the losses before the first step.
+    """
     start = {name: p.detach() for name, p in model.named_parameters()}
-    copies = {name: start[name].expand(len(batch.keys), *start[name].shape) for name in sums}
+    copies = {name: start[name].expand(len(batch.keys), *start[name].shape) for name in trained}
 
     def user_loss(
         own: Arrays, tensors: Arrays, key: Tensor
@@ -167,8 +193,8 @@ def _side_by_side(
             gradients, (total, (nats, logs)) = vmap(grad_and_value(user_loss, has_aux=True))(
                 copies, batch.one_by_one(), keys[:, None]
             )
-        copies = {n: copies[n].sub(gradients[n], alpha=plan.learning_rate) for n in sums}
         losses.append(Losses(total, nats, logs))
-    for name in sums:
-        sums[name] += torch.tensordot(batch.weights, copies[name] - start[name], dims=1)
-    return losses[0]
+        if plan.local_steps == 1:  # a difference of copies would round what is small away
+            return {n: gradients[n].mul_(-plan.learning_rate) for n in trained}, losses[0]
+        copies = {n: copies[n].sub(gradients[n], alpha=plan.learning_rate) for n in trained}
+    return {name: copies[name] - start[name] for name in trained}, losses[0]

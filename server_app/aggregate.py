@@ -39,13 +39,15 @@ def check_update(update: LocalUpdate, arrays: Arrays, node: NodeReport, settings
     _check_counts(update, node, settings, mixes="mixture.gate" in arrays)
     if not math.isfinite(update.loss):
         raise NodeError("unusable loss", expected="a finite number", got=str(update.loss))
-    expected = set(MIXTURE_LOGS if "mixture.gate" in arrays and update.participants else ())
+    logs = "mixture.gate" in arrays and update.participants and not settings.private
+    expected = set(MIXTURE_LOGS if logs else ())
     if set(update.logs) != expected or not all(map(math.isfinite, update.logs.values())):
         raise NodeError("unusable logs", expected="a finite number each", got=str(update.logs))
     broken = [name for name, value in update.arrays.items() if not torch.isfinite(value).all()]
     if broken:
         raise NodeError("update is not finite", where=", ".join(broken))
-    if update.weight == 0 and any(value.any() for value in update.arrays.values()):
+    noised = settings.private and settings.dp_noise_on == "nodes"  # whoever took part
+    if not (update.weight or noised) and any(value.any() for value in update.arrays.values()):
         raise NodeError("an update without weight", expected="zeros", got="other numbers")
 
 
@@ -57,6 +59,7 @@ def _check_counts(update: LocalUpdate, node: NodeReport, settings: Settings, mix
         expected = f"about {settings.fraction_train * node.users:.0f} of {node.users} users"
         raise NodeError("implausibly many participants", expected=expected, got=str(people))
     each = settings.targets_per_user if mixes else settings.max_length
+    each = 0 if settings.private else each  # not told
     _require("targets", update.targets, 0, min(most, people * each))
     low, high = float(update.targets), float(update.targets)
     if settings.weighting == "uniform":

@@ -11,7 +11,9 @@ from server_app import report
 from server_app.census import Census, take_census
 from server_app.checkpoint import load_checkpoint
 from server_app.events import require_writer
+from server_app.ledger import Ledger, open_ledger, require_one_promise
 from server_app.manifest import Manifest, Record, open_manifest
+from server_app.noising import noising_of
 from server_app.novelty import novelty_threshold
 from server_app.optimizers import ServerOptimizer
 from server_app.rounds import StageRun
@@ -68,7 +70,10 @@ def _run_stage(
             f"--run-config 'stage={stage.number} redo=true', or another run='NAME'"
         )
         return
+    require_one_promise(manifest, settings)
     record = manifest.begin(stage, _stage_config(settings), settings.redo)
+    users = int(census.dataset()["users"])
+    ledger = open_ledger(settings, manifest, record, stage, users)  # may refuse: nothing is saved
     if record["app_sha256"] != app_sha256():
         report.say(f"note: the app's code changed since stage {stage.number} began")
     try:
@@ -78,7 +83,9 @@ def _run_stage(
         novelty = _novelty(grid, settings, manifest, census, stage) if stage.mixes else None
         record["memory_novelty"] = novelty
         strategy = _strategy(settings, census, model, novelty)
-        StageRun(grid, strategy, manifest, record).run(read_groups(model, stage.trained))
+        _promise(strategy, settings, ledger)
+        run = StageRun(grid, strategy, manifest, record, ledger)
+        run.run(read_groups(model, stage.trained))
     except Exception as failure:
         record["status"] = "failed"
         try:
@@ -87,6 +94,20 @@ def _run_stage(
             report.say(f"error: {second}")
             raise failure from second
         raise
+
+
+def _promise(strategy: StageStrategy, settings: Settings, ledger: Ledger | None) -> None:
+    """Give the strategy its noise, and as many rounds as the privacy budget has room for."""
+    if ledger is None:
+        return
+    stage = strategy.stage.number
+    if ledger.rounds < strategy.num_rounds:
+        report.say(
+            f"stage {stage}: dp-epsilon={settings.dp_epsilon:g} has room for {ledger.rounds} of "
+            f"{strategy.num_rounds} rounds; the stage ends there"
+        )
+        strategy.num_rounds = ledger.rounds
+    strategy.noising = noising_of(settings, ledger, stage)
 
 
 def _initial_model(

@@ -12,11 +12,13 @@ def mixture_logs(arrays: Arrays, update: RoundUpdate) -> dict[str, Any]:
     ``write_rate`` is the share of the interactions leaving the short-term memories that were
     written to the long-term ones.
     """
+    gate = {"gate": float(arrays["mixture.gate"])}
+    if not update.logs:
+        return gate  # with differential privacy, nodes tell nothing that is not noised
     users = max(1, update.participants)
     mean = {name: value / users for name, value in update.logs.items()}
     left = update.logs["memory_left"]
-    return {
-        "gate": float(arrays["mixture.gate"]),
+    return gate | {
         "router": {name: mean[f"router_{name}"] for name in ("visual", "text", "entropy")},
         "losses": {name: mean[name] for name in ("alignment", "load_balance")},
         "memory": {

@@ -32,9 +32,12 @@ def round_line(stage: int, num_rounds: int, entry: Record) -> str:
         best = entry["valid"]["all"]["uniform-100"]
         parts.append(f"valid HR@10 {best['hr@10']:.4f} NDCG@10 {best['ndcg@10']:.4f}")
     if "gate" in entry:
-        router = entry["router"]
         parts.append(f"gate {entry['gate']:.3f}")
+    if "router" in entry:
+        router = entry["router"]
         parts.append(f"visual {router['visual']:.2f} text {router['text']:.2f}")
+    if "epsilon" in entry:
+        parts.append(f"epsilon {entry['epsilon']:.3f}")
     traffic = f"{_size(entry['bytes_down'])} down {_size(entry['bytes_up'])} up"
     parts += [f"{entry['seconds']:.1f} s", traffic]
     for what in ("dropped", "clipped"):
@@ -49,6 +52,16 @@ def resume_command(settings: Settings) -> str:
     keys = " ".join(f"{key}='{value}'" for key, value in where.items() if value)
     command = f'flwr run . --run-config "stage={settings.stage} {keys}"'
     return f"submit the run again with all its settings, it resumes: {command}"
+
+
+def privacy_line(stage: str, privacy: Record) -> str:
+    """What a stage has promised to a user, together with the stages before it."""
+    return (
+        f"stage {stage}: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:g} in all "
+        f"for each user (noised rounds {len(privacy['releases'])}, "
+        f"clip norm {privacy['clip_norm']:g}, "
+        f"noise multiplier {privacy['noise_multiplier']:g}, sampling {privacy['sampling_rate']:g})"
+    )
 
 
 def closing_table(manifest: Manifest) -> None:
@@ -66,6 +79,9 @@ def closing_table(manifest: Manifest) -> None:
                     table.add_row(*head, *(_cell(cells.get(protocol)) for protocol in PROTOCOLS))
     console = Console(width=120)
     console.print(table)
+    for number, record in sorted(manifest.data["stages"].items()):
+        if record["privacy"]:
+            say(privacy_line(number, record["privacy"]))
     say(f"manifest: {manifest.path}")
 
 

@@ -38,7 +38,7 @@ def times_usual(updates: Sequence[LocalUpdate]) -> Floats:
     having = [place for place, update in enumerate(updates) if update.weight > 0]
     if len(having) < _ENOUGH:
         return times
-    norms = np.array([_norm(updates[place].arrays) for place in having])
+    norms = np.array([update_norm(updates[place].arrays) for place in having])
     weights = np.array([updates[place].weight for place in having])
     usual = np.median(norms / np.sqrt(weights))
     if usual > 0:
@@ -97,6 +97,7 @@ def _trimmed_mean(updates: Sequence[LocalUpdate], arrays: Arrays, cut: int) -> A
     return result
 
 
-def _norm(arrays: Arrays) -> float:
+def update_norm(arrays: Arrays) -> float:
+    """The L2 norm over all arrays together."""
     squares = [torch.linalg.vector_norm(a, dtype=torch.float64) ** 2 for a in arrays.values()]
     return float(torch.stack(squares).sum().sqrt())

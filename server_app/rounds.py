@@ -12,6 +12,7 @@ from server_app import report
 from server_app.asking import Asking, scalar
 from server_app.checkpoint import load_checkpoint, save_checkpoint
 from server_app.events import Events
+from server_app.ledger import Ledger
 from server_app.manifest import Manifest, Record
 from server_app.strategy import StageStrategy
 from shared_model.metrics import Report
@@ -28,12 +29,18 @@ class StageRun:
     """One stage of one run in progress."""
 
     def __init__(
-        self, grid: Grid, strategy: StageStrategy, manifest: Manifest, record: Record
+        self,
+        grid: Grid,
+        strategy: StageStrategy,
+        manifest: Manifest,
+        record: Record,
+        ledger: Ledger | None = None,
     ) -> None:
         self.strategy = strategy
         self.asking = Asking(grid, strategy)
         self.manifest = manifest
         self.record = record
+        self.ledger = ledger
         self.stage = strategy.stage.number
 
     def run(self, initial: Arrays) -> None:
@@ -60,6 +67,9 @@ class StageRun:
                     f"stage {self.stage}: early stop, best round {self.record['best_round']}"
                 )
                 break
+            if self.ledger and self.ledger.is_spent(round_):
+                report.say(f"stage {self.stage}: the privacy budget is spent before round {round_}")
+                break
             arrays = self._round(round_, arrays)
 
     def _resume(self, initial: Arrays) -> tuple[Arrays, int]:
@@ -83,6 +93,9 @@ class StageRun:
         """One round of training, with validation and a checkpoint where they are due."""
         started = time.monotonic()
         new, sums = self.asking.train(round_, arrays)
+        if self.ledger:  # before the new arrays are sent to anyone
+            self.ledger.charge(round_, self.strategy.absent)
+            self.manifest.save()
         exchange = self.strategy.exchange
         entry: Record = {
             "round": round_,
@@ -99,6 +112,8 @@ class StageRun:
         due = round_ % settings.evaluate_every == 0 or round_ == self.strategy.num_rounds
         if due:
             self._validate(round_, new, entry)
+            if self.ledger:
+                entry["epsilon"] = self.ledger.tell(round_)
         saved = due or round_ % settings.checkpoint_every == 0
         self._finish_round(entry, started, new if saved else None)
         return new
@@ -164,6 +179,8 @@ class StageRun:
     def _complete(self) -> None:
         """Open the test split, once, on the best checkpoint."""
         best = self.record["best_round"]
+        if self.ledger:
+            self.ledger.tell(self.record["rounds"][-1]["round"])
         path = self.manifest.folder / self.record["checkpoint"]
         arrays = self._trained(load_checkpoint(path, self.record["sha256"]))
         self.record["test"] = self.asking.evaluate(best, arrays, "test")

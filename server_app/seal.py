@@ -53,6 +53,18 @@ _ROUND = {
     "dropped": _DROPPED,
 }
 _LAST = {"file": _file, "sha256": _hash, "round": _whole, "optimizer_steps": _whole}
+_PRIVACY = {
+    "noise_multiplier": _number,
+    "sampling_rate": _number,
+    "clip_norm": _number,
+    "delta": _number,
+    "users": _whole,
+    "attempt": _whole,
+    "rounds": _whole,
+    "epsilon": _number,
+    "secret_sha256": _hash,
+    "releases": [{"round": _whole, "absent": [_text]}],
+}
 _STAGE = {
     "status": _like("running|complete|failed|stale"),
     "app_sha256": _hash,
@@ -70,7 +82,7 @@ _STAGE = {
     "valid": _REPORT,
     "test": _REPORT,
     "test_dropped": _DROPPED,
-    "privacy": _record,
+    "privacy": lambda value: value == {} or not any(_misshapen(value, _PRIVACY, "privacy")),
 }
 _MANIFEST = {
     "format": lambda value: value == FORMAT,
@@ -79,7 +91,15 @@ _MANIFEST = {
     "dataset": {"sha256": _hash},
     "features": {"sha256": _hash},
     "stages": {_ANY: _STAGE},
-    "superseded": [{"checkpoint": _file, "last": _record}],
+    "superseded": [
+        {
+            "checkpoint": _file,
+            "last": _record,
+            "stage": _whole,
+            "rounds": [{"round": _whole}],
+            "privacy": _STAGE["privacy"],
+        }
+    ],
     "seal": {_ANY: _hash},
 }
 

@@ -8,9 +8,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from server_app.aggregate import check_update, reduce_updates
+from server_app.aggregate import RoundUpdate, check_update, reduce_updates
 from server_app.census import Census
 from server_app.logs import mixture_logs
+from server_app.noising import Noising
 from server_app.optimizers import ServerOptimizer, scheduled_rate
 from server_app.robust import HARD_LIMIT, limit, scaled, times_usual
 from shared_model import messages
@@ -62,6 +63,8 @@ class StageStrategy(Strategy):
         self.optimizer = optimizer
         self.frozen: Arrays = frozen or {}
         self.mixing = mixing
+        self.noising: Noising | None = None  # with differential privacy
+        self.absent: list[str] = []  # of the last round's sum
         self.num_rounds = settings.num_rounds or stage.default_rounds
         self.split: Literal["valid", "test"] = "valid"
         self.exchange = Exchange()
@@ -85,6 +88,8 @@ class StageStrategy(Strategy):
             dropout=self.settings.dropout,
             app_sha256=app_sha256(),
             catalogue_sha256=self.census.catalogue_sha256,
+            clip_norm=self.settings.dp_clip_norm,
+            **(self.noising.plan(server_round) if self.noising else {}),
         )
         return self._to_all(plan, arrays, messages.TRAIN)
 
@@ -92,12 +97,12 @@ class StageStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new global arrays, and the round's sums. An empty round changes nothing."""
-        updates = self._bounded(self._updates(replies))
-        self._require(len(updates))
+        updates = self._updates(replies)
+        if self.noising is None:
+            updates = self._bounded(updates)
+        self._require(len(updates), bool(self.noising and self.noising.on_nodes))
         self.logs = {}
-        mean = reduce_updates(
-            updates, self._arrays, self.settings.aggregation, self.settings.trim_share
-        )
+        mean = self._mean(server_round, updates)
         if mean is None:
             return None, MetricRecord({"participants": 0, "targets": 0, "nodes": len(updates)})
         rate = scheduled_rate(
@@ -111,7 +116,7 @@ class StageStrategy(Strategy):
             self.logs = mixture_logs(arrays, mean)
         sums = MetricRecord(
             {
-                "loss": mean.loss,
+                **({} if self.noising else {"loss": mean.loss}),
                 "participants": mean.participants,
                 "targets": mean.targets,
                 "nodes": len(updates),
@@ -204,17 +209,19 @@ class StageStrategy(Strategy):
             try:
                 update = _read(messages.read_update, content)
                 check_update(update, self._arrays, node, self.settings)
+                if self.noising is not None:
+                    self.noising.check(update, node)
                 updates[node.name] = update
             except FedDMMRError as error:
                 self._drop(node.name, str(error))
         return updates
 
-    def _bounded(self, updates: dict[str, LocalUpdate]) -> list[LocalUpdate]:
+    def _bounded(self, updates: dict[str, LocalUpdate]) -> dict[str, LocalUpdate]:
         """Without updates far beyond the norm limit; "clipped" makes the others beyond it usual.
 
         Not only as small as the limit: who is beyond it has no claim to the room that it leaves.
         """
-        self.clipped, kept = [], []
+        self.clipped, kept = [], {}
         norms = times_usual(list(updates.values())).tolist()
         for (name, update), times in zip(updates.items(), norms, strict=True):
             most = limit(update.participants)
@@ -224,22 +231,34 @@ class StageStrategy(Strategy):
             if times > most and self.settings.aggregation == "clipped":
                 self.clipped.append({"node": name, "factor": 1 / times})
                 update = scaled(update, 1 / times)
-            kept.append(update)
+            kept[name] = update
         return kept
+
+    def _mean(self, round_: int, updates: dict[str, LocalUpdate]) -> RoundUpdate | None:
+        """The nodes' updates as one; ``None`` if nobody trained, which noise would not tell."""
+        parts, settings = list(updates.values()), self.settings
+        self.absent = sorted({node.name for node in self.census.nodes.values()} - updates.keys())
+        if self.noising is not None:
+            return self.noising.mean(parts, self._arrays, round_, self.absent)
+        return reduce_updates(parts, self._arrays, settings.aggregation, settings.trim_share)
 
     def _drop(self, name: str, reason: str) -> None:
         short = reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
         self.exchange.dropped.append({"node": name, "reason": short})
 
-    def _require(self, answered: int) -> None:
-        """``RoundError`` if fewer than ``min-participation`` of the nodes answered usably."""
+    def _require(self, answered: int, all_of_them: bool = False) -> None:
+        """``RoundError`` if fewer than ``min-participation`` of the nodes answered usably.
+
+        All have to where each draws a share of the noise: the sum without one would lack it.
+        """
         share = answered / len(self.census.nodes)
-        if share < self.settings.min_participation or not answered:
+        least = 1.0 if all_of_them else self.settings.min_participation
+        if share < least or not answered:
             first = self.exchange.dropped[0]
             raise RoundError(
                 "too few nodes answered",
                 where=f"{first['node']}: {first['reason']}",
-                expected=f"{self.settings.min_participation:.0%} of the nodes",
+                expected=f"{least:.0%} of the nodes",
                 got=f"{answered} of {len(self.census.nodes)}",
                 todo="mend the node and submit the same run again: it resumes",
             )

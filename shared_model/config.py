@@ -9,6 +9,7 @@ from typing import Any
 
 from shared_model.errors import ConfigError
 from shared_model.model import ModelShape
+from shared_model.promise import check_promise
 
 Value = bool | int | float | str
 
@@ -16,6 +17,7 @@ SERVER_OPTIMIZERS = ("sgd", "momentum", "adam")
 SERVER_SCHEDULES = ("constant", "decay")
 WEIGHTINGS = ("targets", "uniform")
 AGGREGATIONS = ("clipped", "mean", "median", "trimmed")
+NOISE_ON = ("server", "nodes")
 MODALITIES = ("both", "visual", "text")
 
 
@@ -40,6 +42,11 @@ class Settings:
     weighting: str
     aggregation: str
     trim_share: float
+    dp_clip_norm: float
+    dp_noise_multiplier: float
+    dp_epsilon: float
+    dp_delta: float
+    dp_noise_on: str
     evaluate_every: int
     checkpoint_every: int
     patience: int
@@ -80,6 +87,11 @@ class Settings:
             visual,
             text,
         )
+
+    @property
+    def private(self) -> bool:
+        """Whether the run promises differential privacy: each round's sum is noised."""
+        return self.dp_noise_multiplier > 0
 
     @property
     def home_folder(self) -> Path:
@@ -140,6 +152,11 @@ _RULES: dict[str, _Rule] = {
     "weighting": _one_of(*WEIGHTINGS),
     "aggregation": _one_of(*AGGREGATIONS),
     "trim_share": ("a number in [0, 0.5)", lambda value: 0 <= value < 0.5),
+    "dp_clip_norm": _NOT_NEGATIVE,
+    "dp_noise_multiplier": _NOT_NEGATIVE,
+    "dp_epsilon": _NOT_NEGATIVE,
+    "dp_delta": ("a number in (0, 1)", lambda value: 0 < value < 1),
+    "dp_noise_on": _one_of(*NOISE_ON),
     "evaluate_every": _at_least(1),
     "checkpoint_every": _at_least(1),
     "patience": _at_least(0),
@@ -187,6 +204,7 @@ def parse_settings(run_config: Mapping[str, Value]) -> Settings:
             expected="hidden-size as a multiple of num-heads",
             got=f"{settings.hidden_size} and {settings.num_heads}",
         )
+    check_promise(settings)
     return settings
 
 

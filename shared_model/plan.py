@@ -23,10 +23,20 @@ class RoundPlan:
     dropout: float
     app_sha256: str
     catalogue_sha256: str
+    clip_norm: float = 0.0  # of each user's whole update; 0 = not clipped
+    draw: str = ""  # with differential privacy: by which participation is drawn, not public
+    noise_std: float = 0.0  # of what all nodes add to their sums together; 0 = they add nothing
+    total_users: int = 0  # of all nodes
+
+    @property
+    def private(self) -> bool:
+        """Whether the round is noised, so that nothing beside its sum may be told."""
+        return bool(self.draw)
 
     def takes_part(self, keys: UInt64) -> np.ndarray:
         """Which users [N] take part, by the hash of their keys. [N] bool."""
-        return participates(self.seed, self.stage, self.round, self.fraction, keys)
+        by = self.draw or self.seed
+        return participates(by, self.stage, self.round, self.fraction, keys)
 
     def dropout_keys(self, keys: UInt64, step: int) -> np.ndarray:
         """Names of the users' dropout masks in a local step. [N] uint64 -> [N] int64."""

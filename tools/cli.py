@@ -9,10 +9,12 @@ import typer
 
 from shared_model.errors import FedDMMRError
 from tools import (
+    audit_command,
     baseline_command,
     data_commands,
     features_command,
     federation_command,
+    privacy_command,
     recommend_command,
     run_command,
     runs_command,
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(data_commands.app, name="data")
 app.add_typer(features_command.app, name="features")
+app.add_typer(privacy_command.app, name="privacy")
+app.command("audit")(audit_command.audit)
 app.command("baselines")(baseline_command.baselines)
 app.command("federation")(federation_command.federation)
 app.command("run")(run_command.run)

@@ -1,0 +1,178 @@
+"""The ledger: what a run has released under differential privacy, and what that costs.
+
+A release is a round's noised arrays, which leave the server when they are validated or trained on.
+It is written down before: a server that dies in between has charged for it. The same round with the
+same nodes is the same release, bit for bit, so that a run which resumes pays nothing twice; with
+other nodes it is another one. Redone stages stay charged: their records are kept as superseded.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from server_app.manifest import Manifest, Record
+from server_app.privacy import Mechanism, Spending, affordable, epsilon
+from shared_model.config import Settings
+from shared_model.errors import ConfigError, ManifestError, RoundError
+from shared_model.noise import derive, keep_secret, read_secret
+from shared_model.stages import Stage
+
+SECRET_FILE = "noise-secret"  # noqa: S105 (a file's name)
+
+
+def require_one_promise(manifest: Manifest, settings: Settings) -> None:
+    """``ConfigError`` if the run's other training was noised and this is not, or the reverse."""
+    for record in _all_records(manifest):
+        trained = any(entry["round"] > 0 for entry in record["rounds"])
+        if trained and bool(record["privacy"]) != settings.private:
+            how = "with" if record["privacy"] else "without"
+            raise ConfigError(
+                f"this run was trained {how} noise, so all of it has to be",
+                where=str(manifest.path),
+                expected=f"dp-noise-multiplier {'> 0' if record['privacy'] else '= 0'}",
+                got=f"{settings.dp_noise_multiplier:g}",
+                todo="choose another name with run='NAME'",
+            )
+
+
+@dataclass
+class Ledger:
+    """The privacy of one stage in progress: its budget, and its part of the manifest."""
+
+    record: Record  # the stage's ``privacy``, written in place
+    secret: bytes
+    before: Spending  # of all other stages of the run, superseded ones included
+    budget: float  # 0 = none
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds the stage has, of those that were asked for."""
+        return int(self.record["rounds"])
+
+    @property
+    def releases(self) -> list[Record]:
+        """What the stage has released."""
+        found: list[Record] = self.record["releases"]
+        return found
+
+    def is_spent(self, round_: int) -> bool:
+        """Whether another round would pass the budget. All planned rounds fit, but for those that
+        had to be released twice."""
+        known = {release["round"] for release in self.releases}
+        if not self.budget or round_ in known or len(self.releases) == len(known):
+            return False
+        return self._with({"round": round_, "absent": []}) > self.budget
+
+    def charge(self, round_: int, absent: list[str]) -> None:
+        """Write a release down, unless it is known.
+
+        ``RoundError`` if a round that was released already comes again, without other nodes, and
+        would pass the budget.
+        """
+        release = {"round": round_, "absent": absent}
+        if release in self.releases:
+            return
+        before = [known["absent"] for known in self.releases if known["round"] == round_]
+        if before and self.budget and self._with(release) > self.budget:
+            raise RoundError(
+                "this round was released before, with other nodes; again would pass dp-epsilon",
+                where=f"round {round_}",
+                expected=f"without {', '.join(before[0]) or 'nobody'}",
+                got=f"without {', '.join(absent) or 'nobody'}",
+                todo="bring the same nodes back and submit the same run again: it resumes",
+            )
+        self.releases.append(release)
+
+    def tell(self, round_: int) -> float:
+        """Epsilon of the run so far, this stage and those before it; it is written down, too."""
+        spent = epsilon(self.before + spending(self.record), self.record["delta"])
+        self.record |= {"epsilon": spent, "epsilon_after": round_}
+        return spent
+
+    def _with(self, release: Record) -> float:
+        spent = spending(self.record | {"releases": [*self.releases, release]})
+        return epsilon(self.before + spent, self.record["delta"])
+
+
+def open_ledger(
+    settings: Settings, manifest: Manifest, record: Record, stage: Stage, users: int
+) -> Ledger | None:
+    """The ledger of a stage that begins or goes on; ``None`` without differential privacy.
+
+    ``ConfigError`` if the budget has no round left. ``ManifestError`` if a stage that goes on has
+    another secret than it began with: its rounds would be released again under other noise.
+    """
+    if not settings.private:
+        return None
+    path = manifest.folder / SECRET_FILE
+    others = [other["privacy"] for other in _all_records(manifest) if other is not record]
+    before = sum(map(spending, others), Spending())
+    if record["privacy"]:
+        secret = read_secret(path)
+        if secret is None or record["privacy"]["secret_sha256"] != _fingerprint(secret):
+            raise ManifestError(
+                "the noise secret of this run is missing or was changed",
+                where=str(path),
+                todo="restore the file, or train the stage again with redo=true, which is charged",
+            )
+        return Ledger(record["privacy"], secret, before, settings.dp_epsilon)
+    rounds = _affordable_rounds(settings, stage, before)
+    secret = keep_secret(path)
+    redone = [old for old in manifest.data["superseded"] if old["stage"] == stage.number]
+    record["privacy"] = {
+        "unit": "a user, added or removed",
+        "clip_norm": settings.dp_clip_norm,
+        "noise_multiplier": settings.dp_noise_multiplier,
+        "noise_on": settings.dp_noise_on,
+        "sampling_rate": settings.fraction_train,
+        "users": users,
+        "delta": settings.dp_delta,
+        "budget": settings.dp_epsilon,
+        "attempt": len(redone),
+        "secret_sha256": _fingerprint(secret),
+        "rounds": rounds,
+        "releases": [],
+        "epsilon": epsilon(before, settings.dp_delta),
+        "epsilon_after": 0,
+    }
+    return Ledger(record["privacy"], secret, before, settings.dp_epsilon)
+
+
+def spending(privacy: Record) -> Spending:
+    """The releases of a stage's ``privacy`` record, as the accountant counts them.
+
+    A round that was released k times, with the same users and k independent noises, tells as much
+    as one with noise of 1/sqrt(k) of the standard deviation.
+    """
+    times = Counter(release["round"] for release in privacy.get("releases", []))
+    return Spending(
+        Mechanism(privacy["sampling_rate"], privacy["noise_multiplier"] / math.sqrt(count))
+        for count in times.values()
+    )
+
+
+def _affordable_rounds(settings: Settings, stage: Stage, before: Spending) -> int:
+    """As many rounds as were asked for, or as the budget has room for; at least one."""
+    asked = settings.num_rounds or stage.default_rounds
+    budget, delta = settings.dp_epsilon, settings.dp_delta
+    if not budget:
+        return asked
+    mechanism = Mechanism(settings.fraction_train, settings.dp_noise_multiplier)
+    rounds = affordable(mechanism, asked, budget, delta, before)
+    if rounds == 0:
+        raise ConfigError(
+            f"the privacy budget has no round of stage {stage.number} left",
+            where="run-config key 'dp-epsilon'",
+            expected=f"the run's total to stay within {budget:g} at delta {delta:g}",
+            got=f"{epsilon(before, delta):.3f} spent by the stages before, redone ones included",
+            todo="plan all stages together with `feddmmr privacy plan`",
+        )
+    return rounds
+
+
+def _fingerprint(secret: bytes) -> str:
+    return derive(secret, "fingerprint").hex()
+
+
+def _all_records(manifest: Manifest) -> list[Record]:
+    return [*manifest.data["stages"].values(), *manifest.data["superseded"]]
