@@ -24,6 +24,7 @@ def require_one_promise(manifest: Manifest, settings: Settings) -> None:
     """``ConfigError`` if the run's other training was noised and this is not, or the reverse."""
     for record in _all_records(manifest):
         trained = any(entry["round"] > 0 for entry in record["rounds"])
+        trained = trained or bool(record["privacy"].get("releases"))
         if trained and bool(record["privacy"]) != settings.private:
             how = "with" if record["privacy"] else "without"
             raise ConfigError(

@@ -155,7 +155,7 @@ _RULES: dict[str, _Rule] = {
     "dp_clip_norm": _NOT_NEGATIVE,
     "dp_noise_multiplier": _NOT_NEGATIVE,
     "dp_epsilon": _NOT_NEGATIVE,
-    "dp_delta": ("a number in (0, 1)", lambda value: 0 < value < 1),
+    "dp_delta": ("a number in [1e-10, 1)", lambda value: 1e-10 <= value < 1),
     "dp_noise_on": _one_of(*NOISE_ON),
     "evaluate_every": _at_least(1),
     "checkpoint_every": _at_least(1),

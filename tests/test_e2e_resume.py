@@ -27,6 +27,7 @@ POINTS, SEED = 5, 20
 # say. The first run is undisturbed and tells how many calls there are; so is the last.
 DRIVER = """
 import json, os, signal, sys
+import dp_accounting.pld  # before the forks: it takes seconds, too
 from tools.in_process import run_in_process
 folder = os.path.join(os.getcwd(), "server_app")
 whole, cut, shares = map(json.loads, sys.argv[1:])
@@ -96,12 +97,35 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mixed(tmp_path_factory.mktemp("resume") / "dataset")
 
 
+PRIVATE: dict[str, Any] = {
+    "dp_clip_norm": 0.5,
+    "dp_noise_multiplier": 2.0,
+    "weighting": "uniform",
+    "aggregation": "mean",
+    "memory_novelty": 0.3,
+    "checkpoint_every": 2,
+}
+
+
+def same_secret(*homes: Path) -> None:
+    for home in homes:
+        path = home / "runs/default/noise-secret"
+        path.parent.mkdir(parents=True)
+        path.write_text("0123456789abcdef" * 4)
+        path.chmod(0o600)
+
+
 @pytest.mark.slow
-def test_sigkill_anywhere_costs_nothing(tmp_path: Path, dataset: Path) -> None:
+@pytest.mark.parametrize("private", [False, True])
+def test_sigkill_anywhere_costs_nothing(tmp_path: Path, dataset: Path, private: bool) -> None:
+    """With noise, the ledger is part of it: nothing is forgotten, and nothing is charged twice."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = PRIVATE if private else {}
+    if private:
+        same_secret(whole, cut)
     # Five places drawn from the whole run: what lies between them is what each process does.
     shares = np.random.default_rng(SEED).dirichlet(np.ones(POINTS + 1))[:POINTS]
-    homes = [json.dumps(settings(home, dataset)) for home in (whole, cut)]
+    homes = [json.dumps(settings(home, dataset) | more) for home in (whole, cut)]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, *homes, json.dumps(shares.tolist())],
         cwd=ROOT,
@@ -115,6 +139,8 @@ def test_sigkill_anywhere_costs_nothing(tmp_path: Path, dataset: Path) -> None:
     print(f"killed at calls {told['points']} of {told['total']}, one after the other")
     assert told["codes"] == [0, *POINTS * [signal.SIGKILL], 0], done.stderr
     assert_same(cut, whole)
+    spent = [record["privacy"] for record in outcome(whole)["stages"].values()]
+    assert [len(privacy.get("releases", [])) for privacy in spent] == 3 * [4 if private else 0]
 
 
 @pytest.fixture(scope="module")

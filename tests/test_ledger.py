@@ -288,7 +288,7 @@ def test_a_round_without_users_is_noised_like_any_other() -> None:
     noising = Noising(b"k" * 32, 0.5, 1.0, 200, 0.1, False)
     like = {"a": torch.zeros(5000)}
     nobody = noising.mean([LocalUpdate(like, 0.0, 0.0, 0, 0)], like, 1, [])
-    assert float(nobody.delta["a"].std()) == pytest.approx(0.5 / 20, rel=0.05)
+    assert float(nobody.delta["a"].std()) == pytest.approx(1.0 / 20, rel=0.05)
     assert nobody.participants == 0
     other = noising.mean([], like, 2, [])
     assert (nobody.delta["a"] != other.delta["a"]).all()

@@ -28,7 +28,7 @@ def audit(
     ] = None,
     attack: Annotated[Attack, typer.Option(help="Which attack.")] = Attack.all,
     users: Annotated[int, typer.Option(min=1, help="Users whose updates are read.")] = 50,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that a promotion lasts.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that a promotion lasts.")] = 10,
     clip_norm: Annotated[
         float, typer.Option(min=1e-9, help="Clip norm of the defences, unless the run has one.")
     ] = 1.0,

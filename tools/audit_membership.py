@@ -27,6 +27,7 @@ from shared_model.config import Value
 from shared_model.dropout import Dropout
 from shared_model.errors import DataError
 from shared_model.model import Recommender
+from tools.audit_defences import UNDEFENDED
 from tools.audit_run import AuditedRun
 from tools.audit_scores import Bools, Floats, auc, chance_deviation, true_positives
 
@@ -46,7 +47,7 @@ def membership_attack(
     """The attack on the run's twin under each defence."""
     rows = attacked_users(run.dataset)
     members = np.tile(TRAINED, len(rows))
-    reference = run.twin("reference", {}, _others(run))
+    reference = run.twin("reference", defences[UNDEFENDED], _others(run))
     easy = losses(run.model(reference.arrays), run.dataset, rows)
     found = {}
     for name, overrides in defences.items():

@@ -26,7 +26,7 @@ from tools.audit_run import STAGE
 from tools.in_process import InProcessGrid
 
 HONEST, MALICIOUS = "honest", "malicious"
-_TABLE = "item_embedding.weight"
+_TABLE, _BIAS = "item_embedding.weight", "backbone.final_norm.bias"
 _HELD_OUT = 2  # a node keeps the last two interactions from training
 _FREE = (
     10.0  # norm of a crafted update of weight 1 where nothing bounds it; honest ones have 2 to 4
@@ -97,9 +97,10 @@ def unnoticed(users: int, fraction: float) -> int:
 class Crafter:
     """Malicious users that answer every round with an update made to push one item.
 
-    They move the target's row along the mean state after random histories, and nothing else (after
-    Zhang et al., "PipAttack", WSDM 2022). Each has the norm ``dp-clip-norm``, all that is let
-    through where sums are checked; without clipping _FREE.
+    They move the target's row along the mean state after random histories (after Zhang et al.,
+    "PipAttack", WSDM 2022), and the bias of every state along the target's row, since honest users
+    would move it away. Each update has the norm ``dp-clip-norm``, all that is let through where
+    sums are checked; without clipping _FREE.
     """
 
     settings: Settings
@@ -115,8 +116,9 @@ class Crafter:
         targets = people * min(self.inputs.shape[1], settings.max_length)
         weight = float(people if settings.weighting == "uniform" else targets)
         update = {name: torch.zeros_like(array) for name, array in arrays.items()}
-        norm = weight * (settings.dp_clip_norm or _FREE)
-        update[_TABLE][self.target] = norm * self._direction(arrays)
+        half = weight * (settings.dp_clip_norm or _FREE) / 2**0.5  # the norm of each of two parts
+        update[_TABLE][self.target] = half * self._direction(arrays)
+        update[_BIAS] = half * _unit(arrays[_TABLE][self.target])
         told = 0 if settings.dp_noise_multiplier else targets  # under noise nodes tell no counts
         return messages.update_content(LocalUpdate(update, weight, 0.0, told, people))
 
@@ -125,7 +127,11 @@ class Crafter:
         """The mean state of the histories under these arrays, of length one. [D]"""
         load_groups(self.model, arrays, STAGE.trained)
         mean = self.model(self.inputs, Dropout()).flatten(0, 1).mean(0)
-        return (mean / mean.norm()).cpu()
+        return _unit(mean).cpu()
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm()
 
 
 def random_inputs(pool: Rows, length: int, seed: int) -> Tensor:

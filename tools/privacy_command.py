@@ -53,7 +53,7 @@ def _check(
     for name, value, holds, expected in (
         ("fraction", fraction, 0 < fraction <= 1, "in (0, 1]"),
         ("rounds", min(stages), min(stages) >= 1, ">= 1"),
-        ("delta", delta, 0 < delta < 1, "in (0, 1)"),
+        ("delta", delta, 1e-10 <= delta < 1, "in [1e-10, 1)"),
         ("epsilon", epsilon, 0 <= epsilon < float("inf"), "> 0"),
         ("multiplier", multiplier, multiplier == 0 or multiplier >= LEAST_NOISE, ">= 0.1"),
     ):
