@@ -253,6 +253,7 @@ def titled(make_dataset: MakeDataset, titles: list[str]) -> Catalogue:
 FILMS = [
     *("Toy Story (1995)", "Toy Story 2 (1999)", "Heat (1995)", "City Heat (1984)"),
     *("Hamlet (1990)", "Hamlet (1996)", "Schindler's List (1993)", "Amélie (2001)", "Heat 2"),
+    *("Godfather, The (1972)", "Godfather: Part II, The (1974)", "Bug's Life, A (1998)"),
 ]
 
 
@@ -262,6 +263,8 @@ FILMS = [
         *(("Toy Story (1995)", 1), ("toy story", 1), ("TOY  STORY 2", 2), ("heat", 3)),
         *(("city heat", 4), ("city", 4), ("hamlet 1996", 6), ("#5", 5), ("# 5", 5)),
         *(("schindlers list", 7), ("schindler", 7), ("amelie", 8), ("Shindler's List", 7)),
+        *(("godfather", 10), ("The Godfather", 10), ("godfather part ii", 11), ("a bugs life", 12)),
+        *(("Godfathr", 10), ("godfather, the (1972)", 10)),
     ],
 )
 def test_titles_are_found(make_dataset: MakeDataset, text: str, item: int) -> None:

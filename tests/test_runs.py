@@ -93,8 +93,8 @@ def test_list_has_every_run_and_how_far_it_came(
         figures = tested[group]["uniform-100"]
         assert f"{figures['hr@10']:.4f} / {figures['ndcg@10']:.4f}" in lines["whole"]
     assert "1 complete 2 failed 1/2" in lines["cut"]
-    assert "unreadable" in lines["other"]
-    assert "unreadable" in lines["empty"]
+    assert "unreadable manifest" in lines["other"]
+    assert "this run has saved nothing yet" in lines["empty"]
     assert "other: unreadable manifest" in " ".join(out.split())
     assert "empty: this run has saved nothing yet" in " ".join(out.split())
 

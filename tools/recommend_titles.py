@@ -16,6 +16,7 @@ from shared_model.errors import ConfigError, DataError
 
 _NEAR, _SHOWN = 0.85, 6  # how alike a mistyped title is, and how many titles an error names
 _YEAR = re.compile(r"\s*\(\d{4}\)$")
+_ARTICLE = re.compile(r"^(the|an?) | (the|an?)$")
 
 
 class Catalogue:
@@ -29,13 +30,13 @@ class Catalogue:
         self.titles = ["", *(row.get("title") or f"item {row['item_id']}" for row in rows)]
         self._by_id = {id_: index for index, id_ in enumerate(self.ids) if index}
         self._by_title = self._grouped(_folded)
-        self._by_name = self._grouped(_without_year)
+        self._by_name = self._grouped(_bare)
 
     def find(self, text: str) -> int:
         """The item that is meant by a title, a part of one, or ``#ID``. ``ConfigError`` else."""
         if text.startswith("#"):
             return self._of_id(text[1:].strip())
-        found = self._by_title.get(_folded(text)) or self._by_name.get(_folded(text))
+        found = self._by_title.get(_folded(text)) or self._by_name.get(_bare(text))
         found = found or self._containing(_folded(text)) or self._alike(_folded(text))
         if len(found) != 1:
             raise self._unclear(text, found)
@@ -65,15 +66,15 @@ class Catalogue:
         Numbers have to be the same: a part 3 that is not there is not part 2.
         """
         near: list[int] = []
-        for names in (self._by_name, self._by_title):
-            same = [name for name in names if _numbers(name) == _numbers(wanted)]
-            for name in difflib.get_close_matches(wanted, same, 2, _NEAR):
+        for names, text in ((self._by_name, _bare(wanted)), (self._by_title, wanted)):
+            same = [name for name in names if _numbers(name) == _numbers(text)]
+            for name in difflib.get_close_matches(text, same, 2, _NEAR):
                 near += names[name]
         return sorted(set(near))
 
     def _unclear(self, text: str, found: list[int]) -> ConfigError:
         if not found:
-            near = difflib.get_close_matches(_folded(text), self._by_name, _SHOWN, 0.4)
+            near = difflib.get_close_matches(_bare(text), self._by_name, _SHOWN, 0.4)
             found = _together(self._by_name[name] for name in near)
             what = "no such title"
         else:
@@ -117,12 +118,15 @@ def _together(groups: Iterable[list[int]]) -> list[int]:
 
 def _folded(title: str) -> str:
     """A title's words, without case, accents and punctuation."""
-    letters = unicodedata.normalize("NFKD", title.casefold())
+    letters = unicodedata.normalize(
+        "NFKD", re.sub("['\N{RIGHT SINGLE QUOTATION MARK}]", "", title.casefold())
+    )
     return " ".join(re.findall(r"\w+", "".join(c for c in letters if not unicodedata.combining(c))))
 
 
-def _without_year(title: str) -> str:
-    return _folded(_YEAR.sub("", title))
+def _bare(title: str) -> str:
+    """The words without a year at the end, and without an article at the start or the end."""
+    return _ARTICLE.sub("", _folded(_YEAR.sub("", title)))
 
 
 def _numbers(title: str) -> list[str]:

@@ -56,7 +56,7 @@ def verify(run: Name, home: Home = None, dataset: Dataset = None) -> None:
         raise ManifestError(
             f"{len(wrong)} of {len(checks)} checks failed",
             where=str(found.folder),
-            got=f"{wrong[0].what}: {wrong[0].found}",
+            got=f"{wrong[0].what}: {wrong[0].found.partition(';')[0]}",
             todo="restore the files, or train the stage again with redo=true",
         )
 

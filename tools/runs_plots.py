@@ -121,6 +121,7 @@ def _stages(axes: Any, run: Run, *, named: bool = True) -> None:
             )
         start += length
     axes.set_xlim(-0.02 * start - 0.5, 1.02 * start + 0.5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _validation(run: Run, _: Baselines | None, upper: Any, lower: Any) -> bool:

@@ -41,7 +41,7 @@ def overview(home: Path) -> list[Any]:
         try:
             table.add_row(name, *_overview_row(read_run(home, name)))
         except ManifestError as error:
-            table.add_row(name, "-", Text("unreadable", "red"), "-", "-", "-")
+            table.add_row(name, "-", Text(error.what, "red"), "-", "-", "-")
             faults.append(f"{name}: {error}")
     return [table, *faults]
 
