@@ -36,6 +36,12 @@ class Batch:
         """The tensors with each user as a batch of its own: [B, 1, ...]."""
         return {name: value[:, None] for name, value in self.tensors.items()}
 
+    def only(self, user: int) -> "Batch":
+        """The batch of one of its users, of weight 1."""
+        at = slice(user, user + 1)
+        tensors = {name: value[at] for name, value in self.tensors.items()}
+        return Batch(self.keys[at], torch.ones_like(self.weights[at]), self.targets, tensors)
+
 
 @dataclass(frozen=True)
 class Losses:

@@ -75,7 +75,9 @@ def _each_user(
 
     Returns the losses before the first step.
     """
-    moved, losses = _own_updates(model, objective, batch, plan, list(sums))
+    on_cpu = batch.weights.device.type == "cpu"  # where stacking costs 10 times what it saves
+    own_updates = _one_by_one if plan.local_steps == 1 and on_cpu else _stacked
+    moved, losses = own_updates(model, objective, batch, plan, list(sums))
     weights = batch.weights
     if plan.clip_norm:
         weights = clipped_weights(moved, weights, plan.clip_norm)
@@ -84,10 +86,33 @@ def _each_user(
     return losses
 
 
-def _own_updates(
+def _one_by_one(
     model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, trained: list[str]
 ) -> tuple[Arrays, Losses]:
-    """Each user's update [B, ...] of the ``trained`` arrays: SGD on a copy of its own.
+    """Each user's update [B, ...] of the ``trained`` arrays, of one step, in the model itself.
+
+    With them the losses.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = [parameters[name] for name in trained]
+    keys = _dropout_keys(batch, plan, 0)
+    moved = {n: p.new_empty(len(keys), *p.shape) for n, p in zip(trained, wanted, strict=True)}
+    nats, logs = torch.zeros(()), defaultdict(lambda: torch.zeros(()))
+    for user in range(len(keys)):
+        losses = objective.weighted(batch.only(user), keys[user : user + 1])
+        gradients = torch.autograd.grad(losses.total, wanted)
+        for name, gradient in zip(trained, gradients, strict=True):
+            torch.mul(gradient, -plan.learning_rate, out=moved[name][user])
+        nats = nats + losses.nats.sum()
+        for name, value in losses.logs.items():
+            logs[name] = logs[name] + value.sum()
+    return moved, Losses(nats, nats, dict(logs))
+
+
+def _stacked(
+    model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, trained: list[str]
+) -> tuple[Arrays, Losses]:
+    """The same for any number of steps: SGD on stacked copies, one for each user.
 
     With them the losses before the first step.
     """

@@ -13,7 +13,7 @@ from client_app.data import Dataset
 from client_app.mixture_objective import MixtureObjective
 from client_app.objective import BackboneObjective
 from client_app.recall import Recall
-from client_app.train import train_round
+from client_app.train import _one_by_one, _stacked, train_round
 from shared_model.model import Arrays, Recommender, build, freeze, read_groups
 from shared_model.plan import LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import STAGES
@@ -94,6 +94,31 @@ def test_the_sum_of_clipped_updates_is_that_of_the_plain_loop(
         expected = sum(f * update[name] for f, update in zip(factors, updates, strict=True))
         torch.testing.assert_close(value.double(), expected, atol=5e-6, rtol=1e-4)
     assert found.weight == found.participants == len(updates)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_one_user_at_a_time_equals_stacked_copies(dataset: Dataset, stage: int) -> None:
+    """A CPU does the first, a GPU the second."""
+    model, mixing = model_of(stage), mixing_of(dataset, stage)
+    freeze(model, model.stage)
+    plan = dataclasses.replace(UNIFORM, stage=stage)
+    objective = (
+        BackboneObjective(model, dataset, plan)
+        if mixing is None
+        else MixtureObjective(model, dataset, plan, *mixing)
+    )
+    batch = objective.batch(everyone(dataset)[:7])
+    names = list(read_groups(model, model.stage.trained))
+    (one, told), (stacked, also) = (
+        way(model, objective, batch, plan, names) for way in (_one_by_one, _stacked)
+    )
+    for name in names:
+        assert one[name].any()
+        torch.testing.assert_close(one[name], stacked[name], atol=1e-6, rtol=1e-4)
+    assert float(told.nats) == pytest.approx(float(also.nats.sum()), rel=1e-5)
+    assert told.logs.keys() == also.logs.keys()
+    for name, value in told.logs.items():
+        assert float(value) == pytest.approx(float(also.logs[name].sum()), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
