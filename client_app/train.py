@@ -97,7 +97,7 @@ def _one_by_one(
     wanted = [parameters[name] for name in trained]
     keys = _dropout_keys(batch, plan, 0)
     moved = {n: p.new_empty(len(keys), *p.shape) for n, p in zip(trained, wanted, strict=True)}
-    nats, logs = torch.zeros(()), defaultdict(lambda: torch.zeros(()))
+    nats, logs = torch.zeros(()), dict[str, Tensor]()
     for user in range(len(keys)):
         losses = objective.weighted(batch.only(user), keys[user : user + 1])
         gradients = torch.autograd.grad(losses.total, wanted)
@@ -105,8 +105,8 @@ def _one_by_one(
             torch.mul(gradient, -plan.learning_rate, out=moved[name][user])
         nats = nats + losses.nats.sum()
         for name, value in losses.logs.items():
-            logs[name] = logs[name] + value.sum()
-    return moved, Losses(nats, nats, dict(logs))
+            logs[name] = logs.get(name, 0.0) + value.sum()
+    return moved, Losses(nats, nats, logs)
 
 
 def _stacked(
