@@ -13,7 +13,7 @@ from client_app.data import Dataset
 from client_app.mixture_objective import MixtureObjective
 from client_app.objective import BackboneObjective
 from client_app.recall import Recall
-from client_app.train import train_round
+from client_app.train import _in_turn, _side_by_side, train_round
 from shared_model.model import Arrays, Recommender, build, freeze, read_groups
 from shared_model.plan import LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import STAGES
@@ -94,6 +94,35 @@ def test_the_sum_of_clipped_updates_is_that_of_the_plain_loop(
         expected = sum(f * update[name] for f, update in zip(factors, updates, strict=True))
         torch.testing.assert_close(value.double(), expected, atol=5e-6, rtol=1e-4)
     assert found.weight == found.participants == len(updates)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_one_user_at_a_time_equals_stacked_copies(dataset: Dataset, stage: int) -> None:
+    """A CPU does the first, a GPU the second."""
+    model, mixing = model_of(stage), mixing_of(dataset, stage)
+    freeze(model, model.stage)
+    plan = dataclasses.replace(UNIFORM, stage=stage, clip_norm=0.5)
+    objective = (
+        BackboneObjective(model, dataset, plan)
+        if mixing is None
+        else MixtureObjective(model, dataset, plan, *mixing)
+    )
+    batch = objective.batch(everyone(dataset)[:7])
+    names = list(read_groups(model, model.stage.trained))
+    sums, told = [], []
+    for way in (_in_turn, _side_by_side):
+        sums.append({name: torch.zeros_like(model.get_parameter(name)) for name in names})
+        told.append(way(model, objective, batch, plan, sums[-1]))
+    for name in names:
+        assert sums[0][name].any()
+        torch.testing.assert_close(sums[0][name], sums[1][name], atol=1e-6, rtol=1e-4)
+    one, stacked = told
+    assert float(one.nats.sum()) == pytest.approx(float(stacked.nats.sum()), rel=1e-5)
+    assert one.logs.keys() == stacked.logs.keys()
+    for name, value in one.logs.items():
+        assert float(value.sum()) == pytest.approx(
+            float(stacked.logs[name].sum()), rel=1e-4, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
