@@ -70,6 +70,8 @@ class Flower:
         (folder / "pyproject.toml").write_text(_PYPROJECT + as_toml(keys))
         run = ["run", str(folder), _CONNECTION, "--stream", "--federation-config", _nodes(nodes)]
         self._call([str(Path(sys.executable).with_name("flwr")), *run])
+        if not output.exists():  # flwr ends with 0 even so
+            raise RunError("the stock app failed", todo="see `flwr log` on its SuperLink")
         seconds: list[float] = json.loads(output.read_text())
         output.unlink()
         return [(nodes, each) for each in seconds[WARM:]]
