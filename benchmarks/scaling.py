@@ -10,7 +10,6 @@ turns, so that whatever else the machine does meets all; start and memory have a
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -87,9 +86,16 @@ def _child(rounds: int) -> None:
     dataset = open_dataset(Path(config["dataset"]))
     for _ in range(rounds):
         population.round()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _peak_bytes()
     found = {"start_seconds": start, "peak_bytes": peak, "interactions": len(dataset.items)}
     print(json.dumps(found))
+
+
+def _peak_bytes() -> int:
+    """The most memory this process had at once; not that of the one which started it, which
+    ``getrusage`` would count."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def benchmark(args: argparse.Namespace, folder: Path) -> list[Row]:

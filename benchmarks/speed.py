@@ -209,12 +209,14 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> None:
     """Measure and print; exit code 1 with one line for an error."""
-    args = _arguments(given)
+    args, threads = _arguments(given), torch.get_num_threads()
     try:
         result = benchmark(args)
     except (FedDMMRError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        torch.set_num_threads(threads)
     print_table(result)
 
 

@@ -19,6 +19,8 @@ from shared_model.config import Value
 from tools.run_command import as_toml
 from tools.superlink import RunError
 
+_CONNECTION = "bench"
+_PATIENCE = 120.0  # seconds for the SuperLink to start
 WARM = 2  # rounds in which actors start and open their data: left out
 _PYPROJECT = """[build-system]
 requires = ["hatchling"]
@@ -51,7 +53,7 @@ class Flower:
         """Users trained and seconds of each round of a stage, without those of the start and those
         that validate."""
         settings = config | {"stage": stage, "home": str(self.home), "redo": True}
-        self._run(None, settings, nodes)
+        self._run(settings, nodes)
         run = self.home / "runs" / str(settings["run"])
         document: dict[str, Any] = json.loads((run / "manifest.json").read_text())
         entries = document["stages"][str(stage)]["rounds"]
@@ -66,20 +68,23 @@ class Flower:
         keys: dict[str, Value] = {"work": json.dumps(config), "output": str(output)}
         keys |= {"nodes": nodes, "num-rounds": rounds + WARM}
         (folder / "pyproject.toml").write_text(_PYPROJECT + as_toml(keys))
-        self._flwr("run", str(folder), "local", "--stream", "--federation-config", _nodes(nodes))
+        run = ["run", str(folder), _CONNECTION, "--stream", "--federation-config", _nodes(nodes)]
+        self._call([str(Path(sys.executable).with_name("flwr")), *run])
+        if not output.exists():  # flwr ends with 0 even so
+            raise RunError("the stock app failed", todo="see `flwr log` on its SuperLink")
         seconds: list[float] = json.loads(output.read_text())
         output.unlink()
         return [(nodes, each) for each in seconds[WARM:]]
 
-    def _run(self, app: Path | None, config: dict[str, Value], nodes: int) -> None:
+    def _run(self, config: dict[str, Value], nodes: int) -> None:
         pairs = [word for key, value in config.items() for word in ("--set", _pair(key, value))]
         program = str(Path(sys.executable).with_name("feddmmr"))
-        self._call([program, "run", "--num-supernodes", str(nodes), *pairs])
-
-    def _flwr(self, *arguments: str) -> None:
-        self._call([str(Path(sys.executable).with_name("flwr")), *arguments])
+        where = ["--connection", _CONNECTION, "--num-supernodes", str(nodes)]
+        self._call([program, "run", *where, *pairs])
 
     def _call(self, command: list[str]) -> None:
+        if not (Path(self.environment["FLWR_HOME"]) / "config.toml").exists():
+            _start(self.environment)
         done = subprocess.run(  # noqa: S603 (our own arguments, no shell)
             command,
             env=self.environment,
@@ -102,33 +107,53 @@ def _nodes(nodes: int) -> str:
 
 @contextmanager
 def own_flower(folder: Path) -> Iterator[Flower]:
-    """A SuperLink that starts with the first run and ends with the block."""
-    http, control = _free_ports(2)
+    """A SuperLink that lives as long as the block.
+
+    Not the one that ``flwr`` starts by itself, for which it waits 15 seconds: too short on a busy
+    machine. It starts with the first run, so that a block without runs costs nothing.
+    """
     environment = os.environ | {
         "FLWR_HOME": str(folder / "flwr"),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": http,
-        "FLWR_LOCAL_CONTROL_API_PORT": control,
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_ADDRESS": "local",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
-    home = folder / "home"
-    home.mkdir()
+    for name in ("home", "flwr"):
+        (folder / name).mkdir()
     try:
-        yield Flower(home, environment)
+        yield Flower(folder / "home", environment)
     finally:
         _end(folder / "flwr")
 
 
-def _free_ports(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+def _start(environment: dict[str, str]) -> None:
+    """Start the SuperLink from an empty folder, name its connection, wait until it listens."""
+    flower_home = Path(environment["FLWR_HOME"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    connection = f'[superlink.{_CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    (flower_home / "config.toml").write_text(connection)
+    empty = flower_home / "empty"
+    empty.mkdir()
+    command = ["flower-superlink", "--insecure", "--simulation", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--database", str(flower_home / "runs.db")]
+    with (flower_home / "superlink.log").open("w") as log:
+        process = subprocess.Popen(  # noqa: S603 (our own arguments, no shell)
+            [*command, "--disable-runtime-dependency-installation"],
+            env=environment,
+            cwd=empty,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise RunError("the SuperLink does not start", where=str(flower_home / "superlink.log"))
 
 
 def _end(flower_home: Path, seconds: float = 20.0) -> None:

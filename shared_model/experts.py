@@ -54,9 +54,13 @@ class SemanticExpert(nn.Module):
         self.value = nn.Linear(text, text, bias=False)
         self.output = nn.Linear(text, text, bias=False)
 
-    def logits(self, vectors: Tensor, memory: Tensor) -> Tensor:
-        """``vectors`` [B or 1, N, D] and ``memory`` [B or 1, L, S] -> [B, H, N, L]."""
-        query, key = self._split(self.query(vectors)), self._split(self.key(memory))
+    def keys(self, memory: Tensor) -> Tensor:
+        """``memory`` [B, L, S] -> [B, H, L, S/H]."""
+        return self._split(self.key(memory))
+
+    def logits(self, vectors: Tensor, key: Tensor) -> Tensor:
+        """``vectors`` [B or 1, N, D] and ``keys`` of a memory as above -> [B, H, N, L]."""
+        query = self._split(self.query(vectors))
         logits: Tensor = query @ key.mT * key.shape[-1] ** -0.5
         return logits
 

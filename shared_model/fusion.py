@@ -33,11 +33,18 @@ class CrossModalFusion(nn.Module):
         self.output = nn.Linear(hidden, hidden, bias=False)
         self.familiarity = nn.Parameter(torch.empty(()))  # starts at 0
 
+    def project(self, modality: str, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What each remembered item is asked for and says: two of [B, H, L, D].
+
+        ``values`` [B, H, L, dim] of the expert.
+        """
+        return self.key[modality](values), self.value[modality](values)
+
     def token(
         self,
-        modality: str,
         logits: Tensor,
-        values: Tensor,
+        keys: Tensor,
+        sayings: Tensor,
         held: Tensor,
         unknown: Tensor,
         sequence: Tensor,
@@ -45,9 +52,10 @@ class CrossModalFusion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One modality's token: its match with the state and its say about the candidate.
 
-        ``logits`` [B, H, N, L] and ``values`` [B, H, L, dim] of the expert, ``held`` [B, P, L]
-        bool: what a position remembers, ``unknown`` [B or 1, N, L] bool: what a candidate must not
-        meet there, ``sequence`` [B, P, D], ``vectors`` [B or 1, N, D] -> two of [B, P, N].
+        ``logits`` [B, H, N, L] of the expert, ``keys`` and ``sayings`` [B, H, L, D] as ``project``
+        makes them, ``held`` [B, P, L] bool: what a position remembers, ``unknown`` [B or 1, N, L]
+        bool: what a candidate must not meet there, ``sequence`` [B, P, D], ``vectors``
+        [B or 1, N, D] -> two of [B, P, N].
 
         The expert's output never exists: both results are linear in it, and so are averages over
         memory of numbers that each remembered item has by itself. A memory that holds nothing
@@ -58,10 +66,10 @@ class CrossModalFusion(nn.Module):
         holds = held[:, None].to(strength.dtype)  # [B, 1, P, L]
         total = strength @ holds.mT  # [B, H, N, P]
         total = total + (total == 0).to(total.dtype)
-        asked = self.query(sequence)[:, None] @ self.key[modality](values).mT  # [B, H, P, L]
+        asked = self.query(sequence)[:, None] @ keys.mT  # [B, H, P, L]
         match = strength @ (holds * asked).mT / total  # [B, H, N, P]
         wanted = (vectors @ self.output.weight)[:, None]  # [B or 1, 1, N, D]
-        say = (strength * (wanted @ self.value[modality](values).mT)) @ holds.mT / total
+        say = (strength * (wanted @ sayings.mT)) @ holds.mT / total
         return match.sum(1).mT * sequence.shape[-1] ** -0.5, say.sum(1).mT
 
     def forward(self, matches: Tensor, says: Tensor, prior: Tensor, remembered: Tensor) -> Tensor:

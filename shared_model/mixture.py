@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shared_model.distinct import distinct
 from shared_model.dropout import Dropout
 from shared_model.experts import Experts
 from shared_model.fusion import CrossModalFusion
@@ -91,8 +92,25 @@ class Mixture(nn.Module):
     def _route(self, items: Candidates) -> Tensor:
         if self.router is None:
             return uniform_weights(items.visual, items.text)
-        weights: Tensor = self.router(items.visual, items.text)
-        return weights
+        once = distinct(items.names)
+        weights = self.router(once.take(items.visual), once.take(items.text))  # [1, U, 2]
+        return once.spread(weights)
+
+    def _remember(self, memories: Memories) -> "Remembered":
+        """What the experts and the fusion make of each remembered item by itself.
+
+        Linear maps of remembered items are half of a local step, and users remember the same items:
+        each is mapped once a batch.
+        """
+        once = distinct(memories.names)
+        visual, text = once.take(memories.visual), once.take(memories.text)
+        experts, project = self.experts, self.fusion.project
+        maps = Remembered(
+            experts.text.keys(text),
+            *project("visual", experts.visual.values(visual)),
+            *project("text", experts.text.values(text)),
+        )
+        return Remembered(*(once.spread(value) for value in vars(maps).values()))
 
     def _say(
         self,
@@ -103,25 +121,34 @@ class Mixture(nn.Module):
         memories: Memories,
     ) -> Tensor:
         """``aux . item`` of every candidate: [B, P, N]."""
-        experts, memory = self.experts, memories
+        experts, memory, maps = self.experts, memories, self._remember(memories)
         itself = items.names[..., None] == memory.names[:, None]  # [B, N, L]
         visual = experts.visual.logits(items.visual, memory.visual)
-        text = experts.text.logits(vectors, memory.text)
-        halves = {
-            "visual": (visual, experts.visual.values(memory.visual), memory.visual),
-            "text": (text, experts.text.values(memory.text), memory.text),
-        }
+        text = experts.text.logits(vectors, maps.text_keys)
+        halves = (
+            (visual, maps.visual_asked, maps.visual_said, memory.visual),
+            (text, maps.text_asked, maps.text_said, memory.text),
+        )
         tokens = []
-        for modality, (logits, values, features) in halves.items():
+        for logits, asked, said, features in halves:
             held = memory.held & features.any(-1)[:, None]
-            tokens.append(
-                self.fusion.token(modality, logits, values, held, itself, sequence, vectors)
-            )
+            tokens.append(self.fusion.token(logits, asked, said, held, itself, sequence, vectors))
         matches, says = (torch.stack(parts, -1) for parts in zip(*tokens, strict=True))
         holds = memory.held.to(sequence.dtype) @ itself.to(sequence.dtype).mT  # [B, P, N]
         remembered = (holds > 0) & ~items.cold[:, None]
-        said: Tensor = self.fusion(matches, says, weights, remembered)
-        return said
+        aux: Tensor = self.fusion(matches, says, weights, remembered)
+        return aux
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What each remembered item is by itself, whatever the candidate and the position."""
+
+    text_keys: Tensor  # [B, H, L, S/H]
+    visual_asked: Tensor  # [B, 1, L, D]
+    visual_said: Tensor  # [B, 1, L, D]
+    text_asked: Tensor  # [B, H, L, D]
+    text_said: Tensor  # [B, H, L, D]
 
 
 def _thinned(features: Tensor, dropout: Dropout | None) -> Tensor:

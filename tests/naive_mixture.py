@@ -42,7 +42,7 @@ def random_world(shared: bool, candidates: int = N) -> World:
     """Missing modalities, cold candidates, an empty memory, a bank that ends in padding; three
     candidates stand in the bank, two of them cold."""
     rows = 1 if shared else B
-    visual, text = unit(rows, candidates, V), unit(rows, candidates, S)
+    visual, text = catalogue(rows, candidates, V), catalogue(rows, candidates, S)
     visual[:, 1] = text[:, 2] = visual[:, 3] = text[:, 3] = 0
     cold = torch.zeros(rows, candidates, dtype=torch.bool)
     cold[:, [0, 2, 3]] = True
@@ -52,7 +52,7 @@ def random_world(shared: bool, candidates: int = N) -> World:
 
 
 def random_memories() -> Memories:
-    visual, text = unit(B, L, V), unit(B, L, S)
+    visual, text = catalogue(B, L, V), catalogue(B, L, S)
     visual[:, 2] = text[:, 3] = visual[:, 4] = text[:, 4] = 0
     visual[:, -2:] = text[:, -2:] = 0
     held = torch.rand(B, P, L) > 0.5
@@ -62,6 +62,11 @@ def random_memories() -> Memories:
     held[1, 1] = torch.arange(L) == 0  # one item
     names = torch.arange(1, L + 1).expand(B, -1) * (torch.arange(L) < L - 2)
     return Memories(names, visual, text, held)
+
+
+def catalogue(users: int, *shape: int) -> Tensor:
+    """Features of items that have the same names, and so the same features, for all users."""
+    return unit(1, *shape).repeat(users, 1, 1)
 
 
 def unit(*shape: int) -> Tensor:

@@ -57,7 +57,7 @@ def test_visual_expert_equals_a_loop(rows: int) -> None:
 def test_semantic_expert_equals_a_loop(rows: int, heads: int) -> None:
     expert = randomised(SemanticExpert(D, S, heads))
     vectors, memory = torch.randn(rows, N, D).double(), unit(B, L, S)
-    logits, values = expert.logits(vectors, memory), expert.values(memory)
+    logits, values = expert.logits(vectors, expert.keys(memory)), expert.values(memory)
     assert (logits.shape, values.shape) == ((B, heads, N, L), (B, heads, L, S))
     found = found_by(logits, values)
     for b in range(B):
@@ -70,7 +70,7 @@ def test_one_bank_serves_all_candidates_of_one_row() -> None:
     expert = randomised(SemanticExpert(D, S, HEADS))
     vectors, memory = torch.randn(B, N, D).double(), unit(1, L, S)
     torch.testing.assert_close(
-        expert.logits(vectors, memory), expert.logits(vectors, memory.expand(B, -1, -1))
+        *(expert.logits(vectors, expert.keys(m)) for m in (memory, memory.expand(B, -1, -1)))
     )
 
 

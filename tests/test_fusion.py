@@ -41,12 +41,21 @@ def halves(dim: int, rows: int = B) -> dict[str, Tensor]:
     }
 
 
+def token(
+    fusion: CrossModalFusion, modality: str, given: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A token from an expert's values."""
+    keys, sayings = fusion.project(modality, given["values"])
+    others = {name: value for name, value in given.items() if name != "values"}
+    return fusion.token(keys=keys, sayings=sayings, **others)
+
+
 @MODALITY
 @pytest.mark.parametrize("rows", [1, B])
 def test_a_token_equals_a_loop_over_what_is_held(modality: str, rows: int) -> None:
     """The expert's output for a position, made here, meets key and value only afterwards."""
     fusion, given = randomised(), halves(DIMS[modality], rows)
-    match, say = fusion.token(modality, **given)
+    match, say = token(fusion, modality, given)
     assert match.shape == say.shape == (B, P, N)
     for b in range(B):
         for p in range(P):
@@ -70,10 +79,10 @@ def test_a_token_equals_a_loop_over_what_is_held(modality: str, rows: int) -> No
 def test_what_is_not_held_has_no_influence() -> None:
     fusion, given = randomised(), halves(V)
     given["held"][:, :, 5] = False
-    before = fusion.token("visual", **given)
+    before = token(fusion, "visual", given)
     given["logits"][..., 5] += 3.0
     given["values"][:, :, 5] = 1e3
-    for new, old in zip(fusion.token("visual", **given), before, strict=True):
+    for new, old in zip(token(fusion, "visual", given), before, strict=True):
         torch.testing.assert_close(new, old, atol=1e-10, rtol=1e-9)
 
 
@@ -86,14 +95,14 @@ def test_extreme_logits_have_finite_answers_and_gradients(spread: float) -> None
     given["held"][..., 0] = False
     given["held"][2, 1] = torch.arange(L) == 0
     leaves = [given[k].requires_grad_() for k in ("logits", "values", "sequence", "vectors")]
-    match, say = fusion.token("visual", **given)
+    match, say = token(fusion, "visual", given)
     (match.square().sum() + say.square().sum()).backward()
     for tensor in (match, say, *(leaf.grad for leaf in leaves)):
         assert tensor is not None
         assert torch.isfinite(tensor).all()
     if spread < 60:  # the largest difference that is told apart
         exact = halves_of(given, slice(1, None))
-        for new, old in zip(fusion.token("visual", **exact), (match, say), strict=True):
+        for new, old in zip(token(fusion, "visual", exact), (match, say), strict=True):
             torch.testing.assert_close(new[:2], old[:2], atol=1e-4, rtol=1e-4)
 
 
@@ -106,9 +115,9 @@ def test_what_is_held_has_all_the_weight_however_far_from_the_best(spread: float
     given["held"][..., 0], given["held"][..., 1] = False, True
     given["unknown"][..., 1] = False
     given["values"] = given["values"][:, :, :1].expand(-1, -1, L, -1)
-    before = fusion.token("visual", **given)
+    before = token(fusion, "visual", given)
     given["logits"][..., 0] = spread
-    for new, old in zip(fusion.token("visual", **given), before, strict=True):
+    for new, old in zip(token(fusion, "visual", given), before, strict=True):
         torch.testing.assert_close(new, old, atol=1e-4, rtol=1e-4)
 
 
@@ -159,6 +168,6 @@ def test_a_missing_modality_sends_nothing_back() -> None:
 def test_it_starts_at_exactly_zero(modality: str, stage: int) -> None:
     shape = ModelShape(num_items=4, hidden=D, heads=HEADS, blocks=1, max_length=4, visual=V, text=S)
     fusion = build(shape, 0, stage=STAGES[stage]).mix().fusion.double()
-    match, say = fusion.token(modality, **halves(DIMS[modality]))
+    match, say = token(fusion, modality, halves(DIMS[modality]))
     assert not say.any()
     assert match.abs().max() > 0.01

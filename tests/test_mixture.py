@@ -128,7 +128,7 @@ def test_no_candidate_meets_its_own_features_in_memory() -> None:
     mixture, world = random_mixture(True), random_world(shared=False)
     world.memories.held[:, :, :5] = True
     other = world.memories.visual.clone()
-    other[:, 0] = unit(B, 1, other.shape[-1])[:, 0]  # of candidate 0
+    other[:, 0] = unit(1, 1, other.shape[-1])[:, 0]  # of candidate 0, for all users
     memories = dataclasses.replace(world.memories, visual=other)
     changed = ask(mixture, world) - ask(mixture, dataclasses.replace(world, memories=memories))
     assert not changed[..., 0].any()
