@@ -172,7 +172,13 @@ def test_every_command_works_in_the_order_printed(reader: Reader) -> None:
     assert re.search(r"stage 3 round +2/2 .* gate ", first)
     assert f"manifest: {reader.environment['HOME']}/.feddmmr/runs/default/manifest.json" in first
     runs = Path(reader.environment["HOME"]) / ".feddmmr" / "runs"
-    for run, stages in (("default", "123"), ("mine", "123"), ("ml-1m", "1"), ("plain", "1")):
+    for run, stages in (
+        ("default", "123"),
+        ("mine", "123"),
+        ("ml-1m", "1"),
+        ("plain", "1"),
+        ("ml-1m-dp", "1"),
+    ):
         found = json.loads((runs / run / "manifest.json").read_bytes())["stages"]
         assert {n: record["status"] for n, record in found.items()} == dict.fromkeys(
             stages, "complete"
