@@ -65,8 +65,7 @@ def _window_losses(
 
 def _loss(hidden: Tensor, table: Tensor, warm: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     """Cross-entropy over the warm items; log of their number where nothing came before. [W, S]."""
-    logits = (hidden @ table.T).masked_fill(~warm, -torch.inf)  # [W, S, I+1]
-    loss = functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="none"
-    )
+    # One product, not one a window with the table copied for each.
+    logits = (hidden.flatten(0, 1) @ table.T).masked_fill(~warm, -torch.inf)  # [W * S, I+1]
+    loss = functional.cross_entropy(logits, targets.flatten(), ignore_index=PAD, reduction="none")
     return torch.where(known, loss.view_as(targets), warm.sum().log())

@@ -59,7 +59,7 @@ class SemanticExpert(nn.Module):
         return self._split(self.key(memory))
 
     def logits(self, vectors: Tensor, key: Tensor) -> Tensor:
-        """``vectors`` [B or 1, N, D] and ``keys`` of a memory as above -> [B, H, N, L]."""
+        """``vectors`` [B or 1, N, D] and a memory's ``key`` [B, H, L, S/H] -> [B, H, N, L]."""
         query = self._split(self.query(vectors))
         logits: Tensor = query @ key.mT * key.shape[-1] ** -0.5
         return logits

@@ -20,6 +20,16 @@ MakeDataset = Callable[..., Dataset]
 ML1M = Path(__file__).parents[2] / "shared" / "data" / "ml-1m"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real runs begin first, the longest before all: other files fill the time that they wait."""
+    longest = ("test_e2e_compose", "test_e2e_deployment", "test_readme")
+
+    def order(item: pytest.Item) -> tuple[bool, bool]:
+        return item.path.stem not in longest, item.get_closest_marker("slow") is None
+
+    items.sort(key=order)
+
+
 @pytest.fixture(scope="session")
 def ml1m_folder() -> Path:
     """The raw MovieLens-1M folder; its licence keeps it outside the repository."""

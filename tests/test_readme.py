@@ -155,6 +155,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         ("/data/", f"{data}/"),
         ("/tmp/", f"{data}/"),  # noqa: S108 (what the README says)
         ("uv run pytest ", "uv run pytest -q tests/test_seeds.py "),
+        ("num-rounds=300", "num-rounds=2"),
         ("features encode ", f"features encode {local_weights(data)} "),
     ]
     printed = "".join(BLOCKS)

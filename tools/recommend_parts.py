@@ -74,6 +74,7 @@ def _attention(
         logits, values = expert.logits(items.visual, features), expert.values(features)
     else:
         semantic, features = mixture.experts.text, memory.text
-        logits, values = semantic.logits(vectors[None], features), semantic.values(features)
+        logits = semantic.logits(vectors[None], semantic.keys(features))
+        values = semantic.values(features)
     usable = memory.held[0, 0] & features[0].any(-1) & ~itself  # [N, L]
     return masked_softmax(logits[0], usable.expand_as(logits[0])), values[0]
