@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from server_app import seal
 from server_app.manifest import open_manifest
 from server_app.seal import sealed, unsealed
 from shared_model.errors import ManifestError
@@ -201,3 +202,10 @@ def test_the_seal_of_many_rounds_is_quick() -> None:
     content = sealed(data)
     assert unsealed(content, PATH) == data
     assert time.process_time() - started < 1.0  # measured: 0.1
+
+
+def test_the_manual_names_every_field() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "manifest.md").read_text()
+    for shape in (seal._MANIFEST, seal._STAGE, seal._ROUND):
+        for name in shape:
+            assert f"`{name}`" in text, name
