@@ -1,4 +1,7 @@
-"""The audit on a small planted run: attacks find what is there, and nothing where nothing is."""
+"""The audit on a small planted run: attacks find what is there, and nothing where nothing is.
+
+Over 300 lines on purpose: every attack is made on the one run, which is trained once.
+"""
 
 import json
 import shutil
