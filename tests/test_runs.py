@@ -1,7 +1,7 @@
 """`feddmmr runs`: list, show, verify, compare and report, on runs that ended well, badly or never.
 
-How the report looks in a browser is in test_report_page.py. Over 300 lines on purpose: all of it reads
-the same few runs, which are trained once.
+How the report looks in a browser is in test_report_page.py. Over 300 lines on purpose: all of it
+reads the same few runs, which are trained once.
 """
 
 import json
