@@ -65,7 +65,7 @@ def test_the_closing_table_shows_groups_and_leaves_buckets_out(
     reports = {
         s: merge([evaluated(dataset, np.arange(30), s).sums]).report() for s in ("valid", "test")
     }
-    record = {"status": "complete", "best_round": 3, **reports}
+    record = {"status": "complete", "best_round": 3, "privacy": {}, **reports}
     manifest: Any = SimpleNamespace(data={"run": "r", "stages": {"1": record}}, path="here")
     closing_table(manifest)
     said = capsys.readouterr().out

@@ -325,26 +325,24 @@ def test_what_nodes_say_is_text_and_nothing_else(
     assert feddmmr("runs", "show", "default", "--home", home)[0] == 0
 
 
-@pytest.mark.parametrize(
-    "ledger",
-    [
-        {"delta": 1e-5, "clip_norm": 1.0, "noise_multiplier": 0.8, "epsilon": [0.5, 0.75]},
-        {"delta": 1e-5, "rounds": [{"round": 1, "epsilon": 0.5}, {"round": 2, "epsilon": 0.75}]},
-        {"delta": 1e-5, "epsilons": [0.5, 0.75]},
-    ],
-)
 def test_a_privacy_ledger_is_shown_and_drawn(
-    feddmmr: Feddmmr, runs: tuple[Path, Path], tmp_path: Path, ledger: Any
+    feddmmr: Feddmmr, runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    home, out = copied(runs, tmp_path), tmp_path / "report"
-    record = edit_manifest(home, 1, privacy=ledger)
-    assert epsilons(record) == [(1, 0.5), (2, 0.75)]
-    assert feddmmr("runs", "report", "default", "--home", home, "--out", out)[0] == 0
+    home, out = tmp_path / "home", tmp_path / "report"
+    private: dict[str, Any] = {"dp_clip_norm": 0.5, "dp_noise_multiplier": 2.0, "dp_epsilon": 9.0}
+    private |= {"weighting": "uniform", "aggregation": "mean", "stage": 1, "home": str(home)}
+    document = run_in_process(2, **(SHORT | private | {"dataset": str(runs[1])}))
+    record = document["stages"]["1"]
+    (one, first), (two, second) = epsilons(record)
+    assert (one, two) == (1, 2)
+    assert 0 < first < second == record["privacy"]["epsilon"] <= 9.0
+    arguments = ("default", "--home", home)
+    assert feddmmr("runs", "report", *arguments, "--dataset", runs[1], "--out", out)[0] == 0
     page = (out / "index.html").read_text()
     assert 'id="plot-privacy"' in page
     assert "epsilon after round 2" in page
     assert "1e-05" in page
-    assert "delta 1e-05" in feddmmr("runs", "show", "default", "--home", home)[1]
+    assert "delta 1e-05" in feddmmr("runs", "show", *arguments)[1]
 
 
 def test_nothing_else_is_written_over(

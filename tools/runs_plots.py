@@ -214,19 +214,7 @@ def _dropped(run: Run, _: Baselines | None, axes: Any) -> bool:
 
 
 def epsilons(record: Record) -> list[tuple[int, float]]:
-    """Round and privacy spent by then, of a ledger that has a list of numbers or of entries."""
-    ledger = record["privacy"]
-    rounds = [entry["round"] for entry in record["rounds"] if entry["round"] > 0]
-    for name in ("epsilons", "epsilon", "rounds"):
-        found = ledger.get(name)
-        if isinstance(found, list) and found:
-            if all(isinstance(one, dict) and "epsilon" in one for one in found):
-                return [
-                    (int(one.get("round", n)), one["epsilon"]) for n, one in enumerate(found, 1)
-                ]
-            if all(isinstance(one, int | float) for one in found):
-                places = rounds if len(rounds) == len(found) else range(1, len(found) + 1)
-                return list(zip(places, map(float, found), strict=True))
+    """Rounds at which the ledger was told, and the run's epsilon by then."""
     return [(e["round"], float(e["epsilon"])) for e in record["rounds"] if "epsilon" in e]
 
 
