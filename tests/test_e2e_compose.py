@@ -99,7 +99,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         if BASE is None:
             images.append(f"{stack.project}:base")
             make_base(stack)
-        stack.compose("build", seconds=900)
+        stack.compose("build", seconds=2400)
         yield stack
     finally:
         stack.compose("down", "--volumes")
@@ -110,7 +110,7 @@ def make_base(stack: Stack) -> None:
     """A base image with the packages in it."""
     requirements = stack.folder.parent / "requirements.txt"
     requirements.write_text(stack(sys.executable, "docker/requirements.py", "pyproject.toml"))
-    stack("docker/base.sh", f"{stack.project}:base", requirements, seconds=900)
+    stack("docker/base.sh", f"{stack.project}:base", requirements, seconds=2400)
 
 
 def test_three_sites_run_all_stages(stack: Stack, tmp_path: Path) -> None:
@@ -122,11 +122,11 @@ def test_three_sites_run_all_stages(stack: Stack, tmp_path: Path) -> None:
     services = stack.compose("config", "--services").split()
     assert len(services) == 2 + 2 * NODES
     for service in services:
-        eventually(lambda s=service: stack.state(s, ".State.Health.Status") == "healthy", 120)  # type: ignore[misc]
+        eventually(lambda s=service: stack.state(s, ".State.Health.Status") == "healthy", 600)  # type: ignore[misc]
     check_isolation(stack)
     settings = {key.replace("_", "-"): value for key, value in (TRAINED | DEPLOYED).items()}
     pairs = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
-    log = stack("feddmmr", "run", "--connection=compose", "--set=min-nodes=3", *pairs, seconds=900)
+    log = stack("feddmmr", "run", "--connection=compose", "--set=min-nodes=3", *pairs, seconds=2400)
     assert "stage 3 round 1/1" in log
     home = stack.folder / "artifacts"
     path = home / "runs" / RUN / "manifest.json"

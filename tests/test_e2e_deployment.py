@@ -62,7 +62,7 @@ class Closed(Federation):
         def stages() -> object:
             return self.finished(run_id) or stage in self.manifest(RUN).get("stages", {})
 
-        eventually(stages, 600)
+        eventually(stages, 1800)
         return time.monotonic()
 
     def stranger(self, name: str, ca: Path, key: Path) -> "subprocess.Popen[bytes]":
@@ -120,7 +120,7 @@ def test_all_stages_with_tls_and_keys_equal_the_simulation(
         eventually(lambda: "waiting for site-2" in federation.log("user"), 300)
         federation.restart(2)
         second, third = (federation.begins(stage, run_id) for stage in ("2", "3"))
-        outcome = federation.wait(run_id, 900)
+        outcome = federation.wait(run_id, 2400)
         assert outcome.status == "finished:completed", outcome.details
         manifest = federation.manifest(RUN)
         assert keyless.wait(60) == 1
