@@ -34,7 +34,11 @@ def federation(
             print(f"a SuperLink at {running.address}, {len(nodes)} nodes; logs: {folder}/*/log")
             print(f"FLWR_HOME={running.flower_home} feddmmr run --connection {CONNECTION}")
             print(f"results: {running.home.with_name('.feddmmr')}", flush=True)
-            running.watch()
+            try:
+                running.watch()
+            finally:  # a second Ctrl-C, or one that `uv run` passes on again, must not leave half
+                for again in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(again, signal.SIG_IGN)
     except KeyboardInterrupt:
         print("ended")
 
