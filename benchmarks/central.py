@@ -40,8 +40,8 @@ def train_epoch(
         valid = targets != PAD
         hidden = model(inputs, masks)[valid]
         weights = hidden.new_full((len(hidden),), 1 / max(1, len(hidden)))
-        items = model.item_embedding.weight[1:]
-        mean, plain = full_softmax(hidden, items, targets[valid] - 1, weights)
+        table, absent = model.item_embedding.weight, torch.tensor([PAD], device=device)
+        mean, plain = full_softmax(hidden, table, targets[valid], weights, absent)
         optimizer.zero_grad()
         mean.backward()
         optimizer.step()

@@ -25,6 +25,7 @@ from client_app.train import Mixing, train_round
 from shared_model.config import Settings, Value, parse_settings
 from shared_model.model import Arrays, Recommender, build, freeze, read_groups
 from shared_model.plan import MixturePlan, RoundPlan
+from shared_model.products import plain_products
 from shared_model.stages import stage_of
 
 
@@ -125,10 +126,11 @@ def trained_user(work: Work, plan: RoundPlan, row: int) -> tuple[Recommender, fl
     length = work.settings.max_length + 1
     history = torch.from_numpy(work.dataset.items[begin : end - 2][-length:].astype(np.int64))
     loss = _mixed_loss(work, own, plan, row) if work.mixing else _next_item_loss(own, history, plan)
-    for step in range(plan.local_steps):
-        optimizer.zero_grad()
-        loss(step).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    with plain_products():  # what an ordinary nn.Linear takes
+        for step in range(plan.local_steps):
+            optimizer.zero_grad()
+            loss(step).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
     return own, float(len(history) - 1)
 
 

@@ -4,6 +4,8 @@ Letters: B users of a batch, T input positions, P of them trained, C sampled neg
 candidates of a user, L items of its memory bank, I items, D hidden size.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from torch.nn import functional
 
 from client_app.cases import membership
 from client_app.data import Dataset, Ints, Rows, pad_batch
-from client_app.objective import Batch, Losses, aggregation_weights
+from client_app.losses import Descent
+from client_app.objective import Batch, Losses, aggregation_weights, descend, learned_by
 from client_app.recall import Recall, own_banks
 from shared_model.dropout import Dropout
 from shared_model.memory import EMPTY, Memory
@@ -38,6 +41,7 @@ class MixtureObjective:
         recall: Recall,
     ) -> None:
         self.model, self.dataset, self.plan, self.mixing = model, dataset, plan, mixing
+        self.learned = learned_by(model)
         self.recall, self.content = recall, recall.content
         self.mixture = model.mix()
         self.settings = recall.settings(mixing)
@@ -90,6 +94,12 @@ class MixtureObjective:
         """The weighted sum of the users' losses, in the model itself."""
         losses = self.of_users(dict(self.model.named_parameters()), batch.tensors, keys)
         return Losses((losses.total * batch.weights).sum(), losses.nats, losses.logs)
+
+    def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
+        """As ``Objective`` says."""
+        losses = self.weighted(batch, keys)
+        descend(self.learned, losses.total, descents)
+        return losses
 
     def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
         """Means over each user's trained positions of the next-item and alignment losses.

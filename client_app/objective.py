@@ -1,6 +1,6 @@
 """What a stage trains: its batches, and each user's loss. This file has Stage 1's.
 
-Letters: B users of a batch, T positions, I items of which W are warm, D hidden size.
+Letters: B users of a batch, T positions, I items, D hidden size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,12 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from client_app.data import Dataset, Rows, pad_batch
-from client_app.losses import full_softmax
+from client_app.losses import Descent, full_softmax
 from shared_model.dropout import Dropout
 from shared_model.model import Arrays, Recommender
 from shared_model.plan import RoundPlan
+from shared_model.products import rounded
 from shared_model.sasrec import PAD
-
-NONE = -1  # no target at this position
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,25 @@ class Objective(Protocol):
     def weighted(self, batch: Batch, keys: Tensor) -> Losses:
         """The weighted sum of the users' losses in the model; dropout ``keys`` [B]."""
 
+    def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
+        """Move what ``descents`` name by the gradient of ``weighted``; returns its losses."""
+
     def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
         """Each user's own loss [B] with parameters ``arrays``."""
+
+
+@torch.no_grad()
+def descend(learned: Arrays, loss: Tensor, descents: Sequence[Descent]) -> None:
+    """Move what ``descents`` name by the loss's gradient in the parameters ``learned``."""
+    gradients = torch.autograd.grad(loss, list(learned.values()))
+    for descent in descents:
+        for name, gradient in zip(learned, gradients, strict=True):
+            descent.arrays[name].add_(gradient, alpha=-descent.rate)  # sub_ takes no sparse one
+
+
+def learned_by(model: Recommender) -> Arrays:
+    """The parameters that are not frozen, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def batch_rows(dataset: Dataset, rows: Rows, plan: RoundPlan, size: int) -> Iterator[Rows]:
@@ -95,17 +111,16 @@ class BackboneObjective:
 
     def __init__(self, model: Recommender, dataset: Dataset, plan: RoundPlan) -> None:
         self.model, self.dataset, self.plan = model, dataset, plan
-        device = model.item_embedding.weight.device
-        self.classes, self.place_of = (part.to(device) for part in _classes(dataset))
-        # Where nothing is cold, the table serves as it is: to gather it is a tenth of a step.
-        self.whole = len(self.classes) == dataset.num_items
+        self.learned = learned_by(model)
+        # Padding and cold items: never a training target, so never a negative (design section 3).
+        absent = dataset.cold | (np.arange(dataset.num_items + 1) == PAD)
+        self.absent = torch.from_numpy(absent.nonzero()[0]).to(model.item_embedding.weight.device)
 
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""
         padded = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
-        inputs, targets = (torch.from_numpy(part).to(self.classes.device) for part in padded)
-        targets = self.place_of[targets]  # [B, T] places in ``classes``, NONE where there is none
-        counts = (targets != NONE).sum(1)
+        inputs, targets = (torch.from_numpy(part).to(self.absent.device) for part in padded)
+        counts = (targets != PAD).sum(1)
         return Batch(
             self.dataset.user_keys[rows],
             aggregation_weights(counts, self.plan.weighting),
@@ -114,41 +129,41 @@ class BackboneObjective:
         )
 
     def alone(self, batch: Batch, user: int) -> Batch:
-        """Without padding."""
-        length = int((batch.tensors["inputs"][user] != PAD).sum())
+        """Without padding, but for a round length."""
+        length = rounded(int((batch.tensors["inputs"][user] != PAD).sum()))
         own = {n: t[user : user + 1, -length:] for n, t in batch.tensors.items()}
         return batch.alone(user, own)
 
-    def weighted(self, batch: Batch, keys: Tensor) -> Losses:
+    def weighted(self, batch: Batch, keys: Tensor, descents: Sequence[Descent] = ()) -> Losses:
         """A user's loss is the mean over its own targets."""
         inputs, targets = batch.tensors["inputs"], batch.tensors["targets"]
-        padded = len(inputs) > 1  # alone, a user's history has no padding
-        hidden = self.model(inputs, Dropout(self.plan.dropout, keys), padded)
-        valid = targets != NONE
-        per_target = (batch.weights / valid.sum(1))[:, None] * valid
+        padded = len(inputs) > 1 or bool(inputs[0, 0] == PAD)
         table = self.model.item_embedding.weight
-        items, first = (table, PAD + 1) if self.whole else (table[self.classes], 0)
-        total, nats = full_softmax(hidden[valid], items, targets[valid], per_target[valid], first)
+        # Of the lookup's gradient, only the rows that occur. (On a GPU such sums have no order.)
+        embedded = functional.embedding(inputs, table, PAD, sparse=inputs.device.type == "cpu")
+        masks = Dropout(self.plan.dropout, keys)
+        hidden = self.model.backbone(embedded, inputs != PAD if padded else None, masks)
+        valid = targets != PAD
+        per_target = (batch.weights / valid.sum(1))[:, None] * valid
+        total, nats = full_softmax(
+            hidden[valid], table, targets[valid], per_target[valid], self.absent, descents
+        )
         return Losses(total, nats, {})
+
+    def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
+        """The table's gradient goes its own way."""
+        losses = self.weighted(batch, keys, descents)
+        descend(self.learned, losses.total, descents)
+        return losses
 
     def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
         """The same with all logits at once."""
         masks = Dropout(self.plan.dropout, keys)
         hidden = functional_call(self.model, arrays, (tensors["inputs"], masks))  # [B, T, D]
-        logits = hidden @ arrays["item_embedding.weight"][self.classes].T  # [B, T, W]
+        logits = hidden @ arrays["item_embedding.weight"].T  # [B, T, I+1]
+        logits = logits.index_fill(-1, self.absent, -torch.inf)
         nats = functional.cross_entropy(
-            logits.mT, tensors["targets"], ignore_index=NONE, reduction="none"
+            logits.mT, tensors["targets"], ignore_index=PAD, reduction="none"
         ).sum(1)
-        counts = (tensors["targets"] != NONE).sum(1)
+        counts = (tensors["targets"] != PAD).sum(1)
         return Losses(nats / counts, nats.detach(), {})
-
-
-def _classes(dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """The softmax's items [W], and each item's place among them [I+1] (NONE: padding, cold).
-
-    A cold item is never a training target, and so never a negative either (design section 3).
-    """
-    warm = ~dataset.cold
-    warm[PAD] = False
-    place_of = np.where(warm, np.cumsum(warm) - 1, NONE)
-    return torch.from_numpy(np.flatnonzero(warm)), torch.from_numpy(place_of)

@@ -12,6 +12,7 @@ from client_app.data import Dataset, Ints, Rows
 from shared_model.dropout import Dropout
 from shared_model.memory import Floats
 from shared_model.model import Recommender
+from shared_model.products import product
 from shared_model.sasrec import PAD
 
 _WINDOWS = 32  # always that many at once: the same product, to the bit, whoever is beside a user
@@ -66,6 +67,6 @@ def _window_losses(
 def _loss(hidden: Tensor, table: Tensor, warm: Tensor, targets: Tensor, known: Tensor) -> Tensor:
     """Cross-entropy over the warm items; log of their number where nothing came before. [W, S]."""
     # One product, not one a window with the table copied for each.
-    logits = (hidden.flatten(0, 1) @ table.T).masked_fill(~warm, -torch.inf)  # [W * S, I+1]
+    logits = product(hidden.flatten(0, 1), table).masked_fill_(~warm, -torch.inf)  # [W * S, I+1]
     loss = functional.cross_entropy(logits, targets.flatten(), ignore_index=PAD, reduction="none")
     return torch.where(known, loss.view_as(targets), warm.sum().log())

@@ -13,11 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from client_app.clipping import clipped_weights
 from client_app.data import Dataset, Rows
+from client_app.losses import Descent
 from client_app.mixture_objective import MixtureObjective
 from client_app.objective import BackboneObjective, Batch, Losses, Objective, batch_rows, together
 from client_app.recall import Recall
 from shared_model.model import Arrays, Recommender, freeze, read_groups
 from shared_model.plan import LocalUpdate, MixturePlan, RoundPlan
+from shared_model.products import plain_products
 
 Mixing = tuple[MixturePlan, Recall]
 
@@ -107,12 +109,8 @@ def _one_step(
     model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
 ) -> Losses:
     """Add the batch's weighted updates to ``sums``; returns its losses."""
-    losses = objective.weighted(batch, _dropout_keys(batch, plan, 0))
-    parameters = dict(model.named_parameters())
-    gradients = torch.autograd.grad(losses.total, [parameters[name] for name in sums])
-    for name, gradient in zip(sums, gradients, strict=True):
-        sums[name].sub_(gradient, alpha=plan.learning_rate)
-    return losses
+    keys = _dropout_keys(batch, plan, 0)
+    return objective.step(batch, keys, [Descent(sums, plan.learning_rate)])
 
 
 def _in_turn(
@@ -123,31 +121,36 @@ def _in_turn(
 
     Returns the losses before the first step.
     """
-    parameters = dict(model.named_parameters())
-    moved = [parameters[name] for name in sums]
-    start = [p.detach().clone() for p in moved]
+    own = {name: p.detach() for name, p in model.named_parameters() if name in sums}
+    start = {name: array.clone() for name, array in own.items()}
     first = []
     for user, weight in enumerate(batch.weights.tolist()):
-        alone, own, share = objective.alone(batch, user), sums, weight
+        alone = objective.alone(batch, user)
         if plan.clip_norm:
-            own, share = {name: torch.zeros_like(value) for name, value in sums.items()}, 1.0
-        for step in range(plan.local_steps):
-            losses = objective.weighted(alone, _dropout_keys(alone, plan, step))
-            gradients = torch.autograd.grad(losses.total, moved)
-            with torch.no_grad():
-                for total, parameter, gradient in zip(own.values(), moved, gradients, strict=True):
-                    total.sub_(gradient, alpha=plan.learning_rate * share)
-                    if step + 1 < plan.local_steps:
-                        parameter.sub_(gradient, alpha=plan.learning_rate)
-            if step == 0:
-                first.append(losses)
-        if plan.clip_norm:
-            update = {name: value[None] for name, value in own.items()}
-            _add_clipped(sums, update, batch.weights[[user]], plan.clip_norm)
-        with torch.no_grad():
-            for parameter, value in zip(moved, start, strict=True):
-                parameter.copy_(value)
+            update = {name: torch.zeros_like(array) for name, array in own.items()}
+            first.append(_steps(objective, alone, plan, own, Descent(update, plan.learning_rate)))
+            moved = {name: value[None] for name, value in update.items()}
+            _add_clipped(sums, moved, batch.weights[[user]], plan.clip_norm)
+        else:
+            total = Descent(sums, plan.learning_rate * weight)
+            first.append(_steps(objective, alone, plan, own, total))
+        for name, array in own.items():
+            array.copy_(start[name])
     return together(first)
+
+
+def _steps(
+    objective: Objective, batch: Batch, plan: RoundPlan, own: Arrays, total: Descent
+) -> Losses:
+    """All local steps of a batch move the parameters ``own``, and ``total`` by the whole way: a
+    difference of parameters would round what is small away. Returns the losses before the first.
+    """
+    losses = []
+    for step in range(plan.local_steps):
+        last = step + 1 == plan.local_steps
+        descents = [total] if last else [total, Descent(own, plan.learning_rate)]
+        losses.append(objective.step(batch, _dropout_keys(batch, plan, step), descents))
+    return losses[0]
 
 
 def _side_by_side(
@@ -189,7 +192,7 @@ def _own_updates(
     losses = []
     for step in range(plan.local_steps):
         keys = _dropout_keys(batch, plan, step)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+        with sdpa_kernel(SDPBackend.MATH), plain_products():  # the others have no batching rule
             gradients, (total, (nats, logs)) = vmap(grad_and_value(user_loss, has_aux=True))(
                 copies, batch.one_by_one(), keys[:, None]
             )

@@ -5,6 +5,8 @@ the mask is a hash of a counter (Salmon et al., "Parallel Random Numbers: As Eas
 SC 2011), so one SuperNode or a hundred, CPU or GPU, drop the same activations (invariant 1).
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -40,11 +42,16 @@ def _random_bytes(keys: Tensor, x: Tensor) -> Tensor:
     Positions count from the right, so that a wider batch, with more padding, changes none.
     """
     _, length, width = x.shape
-    lanes = -(-width // 4)
-    back = torch.arange(length - 1, -1, -1, device=x.device, dtype=torch.int32)
-    lane = torch.arange(lanes, device=x.device, dtype=torch.int32)
-    counter = (back[:, None] * lanes + lane) * -1640531527  # [T, D/4], golden ratio * 2^32
+    counter = _counter(length, -(-width // 4), x.device)
     return _scramble(counter ^ keys[:, None, None]).view(torch.uint8)[..., :width]
+
+
+@lru_cache(maxsize=256)
+def _counter(length: int, lanes: int, device: torch.device) -> Tensor:
+    """Another number for each position and four channels. [T, lanes] int32."""
+    back = torch.arange(length - 1, -1, -1, device=device, dtype=torch.int32)
+    lane = torch.arange(lanes, device=device, dtype=torch.int32)
+    return (back[:, None] * lanes + lane) * -1640531527  # golden ratio * 2^32
 
 
 def _site_key(keys: Tensor, site: int) -> Tensor:

@@ -12,6 +12,8 @@ takes the halves apart, since a linear map of L values costs less than one of N 
 import torch
 from torch import Tensor, nn
 
+from shared_model.products import Linear
+
 SHARPNESS = 10.0  # unit vectors have dot products in [-1, 1], far too flat for a softmax
 # Pictures tell items apart better than they tell tastes: on a smaller scale, what maps them learns
 # slower, and generalises better to items that nobody has seen (docs/log.md, "cold items").
@@ -28,7 +30,7 @@ class VisualExpert(nn.Module):
     def __init__(self, visual: int) -> None:
         super().__init__()
         self.sharpness = nn.Parameter(torch.empty(visual))  # starts at SHARPNESS
-        self.output = nn.Linear(visual, visual, bias=False)
+        self.output = Linear(visual, visual, bias=False)
 
     def logits(self, pictures: Tensor, memory: Tensor) -> Tensor:
         """``pictures`` [B or 1, N, V] and ``memory`` [B or 1, L, V] -> [B, 1, N, L]."""
@@ -49,10 +51,10 @@ class SemanticExpert(nn.Module):
     def __init__(self, hidden: int, text: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(hidden, text)
-        self.key = nn.Linear(text, text, bias=False)
-        self.value = nn.Linear(text, text, bias=False)
-        self.output = nn.Linear(text, text, bias=False)
+        self.query = Linear(hidden, text)
+        self.key = Linear(text, text, bias=False)
+        self.value = Linear(text, text, bias=False)
+        self.output = Linear(text, text, bias=False)
 
     def keys(self, memory: Tensor) -> Tensor:
         """``memory`` [B, L, S] -> [B, H, L, S/H]."""
@@ -81,8 +83,8 @@ class Experts(nn.Module):
         super().__init__()
         self.visual = VisualExpert(visual)
         self.text = SemanticExpert(hidden, text, heads)
-        self.visual_head = nn.Linear(visual, hidden)
-        self.text_head = nn.Linear(text, hidden)
+        self.visual_head = Linear(visual, hidden)
+        self.text_head = Linear(text, hidden)
 
     def content(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
         """Content in ID space: [..., N, V], [..., N, S] and weights [..., N, 2] -> [..., N, D]."""

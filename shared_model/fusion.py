@@ -7,6 +7,7 @@ experts' dimensions.
 import torch
 from torch import Tensor, nn
 
+from shared_model.products import Linear
 from shared_model.router import MODALITIES, masked_softmax
 
 # A weight that has to travel far, from 0 to several nats: on this scale Adam takes it there.
@@ -27,10 +28,10 @@ class CrossModalFusion(nn.Module):
     def __init__(self, hidden: int, visual: int, text: int) -> None:
         super().__init__()
         sizes = dict(zip(MODALITIES, (visual, text), strict=True))
-        self.query = nn.Linear(hidden, hidden, bias=False)
-        self.key = nn.ModuleDict({m: nn.Linear(n, hidden, bias=False) for m, n in sizes.items()})
-        self.value = nn.ModuleDict({m: nn.Linear(n, hidden, bias=False) for m, n in sizes.items()})
-        self.output = nn.Linear(hidden, hidden, bias=False)
+        self.query = Linear(hidden, hidden, bias=False)
+        self.key = nn.ModuleDict({m: Linear(n, hidden, bias=False) for m, n in sizes.items()})
+        self.value = nn.ModuleDict({m: Linear(n, hidden, bias=False) for m, n in sizes.items()})
+        self.output = Linear(hidden, hidden, bias=False)
         self.familiarity = nn.Parameter(torch.empty(()))  # starts at 0
 
     def project(self, modality: str, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared_model.products import Linear
+
 MODALITIES = ("visual", "text")
 
 
@@ -20,8 +22,8 @@ class ItemCentricRouter(nn.Module):
 
     def __init__(self, visual: int, text: int, hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(visual + text, hidden)
-        self.weigh = nn.Linear(hidden, len(MODALITIES), bias=False)
+        self.expand = Linear(visual + text, hidden)
+        self.weigh = Linear(hidden, len(MODALITIES), bias=False)
 
     def forward(self, visual: Tensor, text: Tensor) -> Tensor:
         """``visual`` [..., N, V], ``text`` [..., N, S] -> weights [..., N, 2].

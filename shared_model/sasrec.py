@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared_model.dropout import Dropout
+from shared_model.products import Linear
 
 PAD = 0
 
@@ -23,8 +24,8 @@ class Attention(nn.Module):
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query_key_value = nn.Linear(hidden, 3 * hidden, bias=False)
-        self.output = nn.Linear(hidden, hidden, bias=False)
+        self.query_key_value = Linear(hidden, 3 * hidden, bias=False)
+        self.output = Linear(hidden, hidden, bias=False)
 
     def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
         """``x`` [B, T, D], ``visible`` [B, 1, T, T] bool, ``None`` for causal -> [B, T, D]."""
@@ -42,8 +43,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(hidden, 4 * hidden)
-        self.output = nn.Linear(4 * hidden, hidden)
+        self.expand = Linear(hidden, 4 * hidden)
+        self.output = Linear(4 * hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` [B, T, D] -> [B, T, D]."""
