@@ -5,9 +5,9 @@
 What is compared runs in turns (a, b, a, b, ...), each pair on equal work, so that whatever else the
 machine does meets both; a ratio is the median over the pairs. The rows:
 
-    plain    a deep copy a user, torch's SGD, no Flower (speed_work.py)
+    plain    a deep copy a user, torch's SGD and torch's products, no Flower (speed_work.py)
     engine   this app's training without Flower, in this process, on as many threads
-    workers  the same in one process a core, of one thread each, as Ray's actors run
+    workers  the same in one process a core, of one thread each, as Ray's actors run it
     flower   this app through `flwr run`, one SuperNode a core
     single   this app through `flwr run`, one user a SuperNode
     stock    a minimal FedAvg app, one user a SuperNode (speed_stock.py)
@@ -72,6 +72,22 @@ def in_process(work: Work, pairs: int) -> list[tuple[Row, Row]]:
     return found[1:]
 
 
+def in_workers(
+    work: Work, config: dict[str, Value], stage: int, args: argparse.Namespace
+) -> list[tuple[Row, Row]]:
+    """Workers and the plain loop in turns, both on all cores; the first pair warms up."""
+    found = []
+    workers = Workers(config, stage, args.cores)
+    try:
+        for number in range(args.pairs + 1):
+            users, seconds = workers.round(number)
+            plain = timed("plain", lambda number=number: plain_round(work, number))  # type: ignore[misc]
+            found.append(({"what": "workers", "users": users, "seconds": seconds}, plain))
+    finally:
+        workers.close()
+    return found[1:]
+
+
 def through_flower(
     flower: Flower, config: dict[str, Value], stage: int, args: argparse.Namespace
 ) -> list[tuple[Row, Row]]:
@@ -113,12 +129,16 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
         write_atomically(args.out, json.dumps(result, indent=1).encode())
 
     with tempfile.TemporaryDirectory() as name, own_flower(Path(name)) as flower:
-        config = _config(args, some_users(args.dataset, Path(name) / "users", args.users))
+        folder = args.dataset.absolute()
+        if args.users is not None:
+            folder = some_users(folder, Path(name) / "users", args.users)
+        config = _config(args, folder, Path(name))
         for stage in args.stages:
             work = open_work(config, stage)
             for threads in sorted({1, args.cores}):
                 torch.set_num_threads(threads)
                 note(stage, f"engine / plain, {threads} threads", in_process(work, args.pairs))
+            note(stage, "workers / plain, all cores", in_workers(work, config, stage, args))
             if args.flower:
                 note(stage, "flower / workers", through_flower(flower, config, stage, args))
         if args.flower and 1 in args.stages:
@@ -151,11 +171,11 @@ def _single(folder: Path) -> dict[str, Value]:
     return {"dataset": str(folder), "fraction-train": 1.0, "run": "single"}
 
 
-def _config(args: argparse.Namespace, folder: Path) -> dict[str, Value]:
+def _config(args: argparse.Namespace, folder: Path, home: Path) -> dict[str, Value]:
     config = default_config(own_app() / "pyproject.toml")
-    config |= {"local-steps": 2, "client-learning-rate": 0.3, "fraction-train": 0.25}
+    config |= {"local-steps": 2, "client-learning-rate": 0.3}
     config |= {"memory-novelty": _NOVELTY, "evaluate-every": 1000, "run": "speed"}
-    config |= {"num-rounds": args.rounds + 3, "dataset": str(folder), "home": str(folder.parent)}
+    config |= {"num-rounds": args.rounds + 3, "dataset": str(folder), "home": str(home)}
     return config | merge([], args.set)
 
 
@@ -199,7 +219,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 3])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5, help="timed in each run through Flower")
-    parser.add_argument("--users", type=int, default=400, help="of the dataset, chosen by hash")
+    parser.add_argument("--users", type=int, help="of the dataset, chosen by hash; all without")
     parser.add_argument("--few", type=int, default=32, help="users with a SuperNode each")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-flower", dest="flower", action="store_false")

@@ -24,7 +24,7 @@ from client_app.recall import Recall
 from client_app.train import Mixing, train_round
 from shared_model.config import Settings, Value, parse_settings
 from shared_model.model import Arrays, Recommender, build, freeze, read_groups
-from shared_model.plan import MixturePlan, RoundPlan
+from shared_model.plan import RoundPlan
 from shared_model.products import plain_products
 from shared_model.stages import stage_of
 
@@ -74,21 +74,7 @@ def open_work(config: dict[str, Value], stage: int) -> Work:
 
 
 def _mixing(settings: Settings, dataset: Dataset) -> Mixing:
-    plan = MixturePlan(
-        frozen_sha256="",
-        short_term=settings.memory_short_term,
-        long_term=settings.memory_long_term,
-        novelty=settings.memory_novelty,
-        surprise=settings.memory_surprise,
-        targets=settings.targets_per_user,
-        negatives=settings.negatives,
-        id_dropout=settings.id_dropout,
-        content_dropout=settings.content_dropout,
-        alignment_weight=settings.alignment_weight,
-        temperature=settings.alignment_temperature,
-        surprise_weight=settings.surprise_weight,
-        balance_weight=settings.balance_weight,
-    )
+    plan = settings.mixing("", settings.memory_novelty)
     return plan, Recall(dataset, open_content(dataset, settings.modalities))
 
 

@@ -22,7 +22,6 @@ from shared_model.config import Settings, parse_settings
 from shared_model.errors import ConfigError, FedDMMRError, ManifestError
 from shared_model.fingerprint import app_sha256, arrays_sha256
 from shared_model.model import Recommender, build, load_groups, read_groups
-from shared_model.plan import MixturePlan
 from shared_model.stages import STAGES, Stage, stage_of
 
 app = ServerApp()
@@ -143,21 +142,7 @@ def _strategy(
     if novelty is None:
         return StageStrategy(stage, settings, census, optimizer)
     frozen = read_groups(model, stage.frozen)
-    mixing = MixturePlan(
-        frozen_sha256=arrays_sha256(frozen),
-        short_term=settings.memory_short_term,
-        long_term=settings.memory_long_term,
-        novelty=novelty,
-        surprise=settings.memory_surprise,
-        targets=settings.targets_per_user,
-        negatives=settings.negatives,
-        id_dropout=settings.id_dropout,
-        content_dropout=settings.content_dropout,
-        alignment_weight=settings.alignment_weight,
-        temperature=settings.alignment_temperature,
-        surprise_weight=settings.surprise_weight,
-        balance_weight=settings.balance_weight,
-    )
+    mixing = settings.mixing(arrays_sha256(frozen), novelty)
     return StageStrategy(stage, settings, census, optimizer, frozen, mixing)
 
 

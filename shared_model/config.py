@@ -9,6 +9,7 @@ from typing import Any
 
 from shared_model.errors import ConfigError
 from shared_model.model import ModelShape
+from shared_model.plan import MixturePlan
 from shared_model.promise import check_promise
 
 Value = bool | int | float | str
@@ -86,6 +87,24 @@ class Settings:
             self.max_length,
             visual,
             text,
+        )
+
+    def mixing(self, frozen_sha256: str, novelty: float) -> MixturePlan:
+        """What nodes are told of Stages 2 and 3, with the memory's threshold that was found."""
+        return MixturePlan(
+            frozen_sha256=frozen_sha256,
+            short_term=self.memory_short_term,
+            long_term=self.memory_long_term,
+            novelty=novelty,
+            surprise=self.memory_surprise,
+            targets=self.targets_per_user,
+            negatives=self.negatives,
+            id_dropout=self.id_dropout,
+            content_dropout=self.content_dropout,
+            alignment_weight=self.alignment_weight,
+            temperature=self.alignment_temperature,
+            surprise_weight=self.surprise_weight,
+            balance_weight=self.balance_weight,
         )
 
     @property

@@ -7,7 +7,6 @@ from torch.nn import functional
 
 from client_app.losses import TABLE, Descent, full_softmax
 
-
 ABSENT = torch.tensor([0, 7])
 
 

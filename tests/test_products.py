@@ -1,4 +1,4 @@
-"""Products by oneDNN equal torch's own, gradients included, whatever the layout of what is given."""
+"""Products by oneDNN equal torch's own, gradients included, whatever the layout of an operand."""
 
 import pytest
 import torch

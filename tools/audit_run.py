@@ -16,7 +16,6 @@ from server_app.census import Census
 from server_app.checkpoint import load_checkpoint
 from server_app.ledger import SECRET_FILE
 from server_app.manifest import Record
-from server_app.seal import unsealed
 from shared_model.config import Settings, Value, default_config, key_of, parse_settings
 from shared_model.errors import ManifestError
 from shared_model.fingerprint import app_sha256, canonical, text_sha256
@@ -25,6 +24,7 @@ from shared_model.noise import derive
 from shared_model.stages import STAGES
 from tools.in_process import InProcessGrid
 from tools.run_command import own_app
+from tools.runs_read import read_run
 
 STAGE = STAGES[1]  # the only one that trains the item table, and so what is audited
 Overrides = dict[str, Value]
@@ -122,8 +122,8 @@ def open_run(home: Path, name: str, dataset: Path | None, device: str) -> Audite
     ``ManifestError`` if there is no such run, its Stage 1 is not complete, or the data are others;
     ``DataError`` if the dataset cannot be opened.
     """
-    folder = home / "runs" / name
-    document = _document(folder)
+    run = read_run(home, name)
+    folder, document = run.folder, run.data
     record = document["stages"].get(str(STAGE.number))
     if record is None or record["status"] != "complete":
         raise ManifestError(
@@ -141,19 +141,6 @@ def open_run(home: Path, name: str, dataset: Path | None, device: str) -> Audite
     _require_same_data(node, document, folder)
     released, sha256 = _trained(folder, document), document["dataset"]["sha256"]
     return AuditedRun(name, config, node, sha256, released)
-
-
-def _document(folder: Path) -> Record:
-    path = folder / "manifest.json"
-    if not path.is_file():
-        others = sorted(other.parent.name for other in folder.parent.glob("*/manifest.json"))
-        raise ManifestError(
-            "no such run",
-            where=str(path),
-            expected="one of " + ", ".join(others) if others else "a run",
-            todo="name it with --run, and its home with --home",
-        )
-    return unsealed(path.read_bytes(), path)
 
 
 def _require_same_data(node: Node, document: Record, folder: Path) -> None:
