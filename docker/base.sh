@@ -45,7 +45,8 @@ if [ -n "$requirements" ]; then
         /uv pip install --quiet --link-mode=copy --python /opt/python/bin/python -r /requirements.txt
     # Compiled once here, not at each start of a process that may not write it.
     chroot "$root" env -u PYTHONDONTWRITEBYTECODE /opt/python/bin/python -c \
-        'import torch, safetensors.torch, flwr.supernode.runtime.run_clientapp, flwr.serverapp'
+        'import flwr.supercore.cli, flwr.superlink.cli, flwr.supernode.cli
+import numpy.random, torch, safetensors.torch, flwr.supernode.runtime.run_clientapp, flwr.serverapp'
     # Nothing is compiled against them later, and each step of a build looks at every file again.
     find "$root/opt/python" -depth -type d \( -name include -o -name tests \) -exec rm -r {} +
     umount "$root/cache"

@@ -15,10 +15,11 @@ from torch.nn import functional
 
 from client_app.cases import NUM_NEGATIVES, make_cases, protocol_ranks, warm_candidates
 from client_app.data import Dataset, open_dataset
-from client_app.objective import NONE, BackboneObjective, batch_rows
+from client_app.objective import BackboneObjective, batch_rows
 from shared_model.metrics import MetricSums
 from shared_model.model import ModelShape, build
 from shared_model.plan import RoundPlan
+from shared_model.sasrec import PAD
 
 PLAN = RoundPlan(1, 1, 0, 1.0, 1, 1.0, "targets", 0.0, "", "")
 CHANCE = 10 / (NUM_NEGATIVES + 1)
@@ -36,21 +37,22 @@ def probe_logits(dataset: Dataset, spare_held_out: bool) -> torch.Tensor:
     row_of = {key: row for row, key in enumerate(dataset.user_keys.tolist())}
     for users in batch_rows(dataset, np.arange(dataset.num_users), PLAN, 16):
         batch = objective.batch(users)
-        for key, places in zip(batch.keys.tolist(), batch.tensors["targets"], strict=True):
+        for key, targets in zip(batch.keys.tolist(), batch.tensors["targets"], strict=True):
             row = row_of[key]
-            own = logits[row, objective.classes].clone().requires_grad_()
-            positives = places[places != NONE]
+            own = logits[row].clone().requires_grad_()
+            positives = targets[targets != PAD]
             spared = torch.zeros(len(own), dtype=torch.bool)
+            spared[objective.absent] = True
             if spare_held_out:
                 held_out = dataset.items[dataset.indptr[row + 1] - 2 : dataset.indptr[row + 1]]
-                spared = torch.isin(objective.classes, torch.from_numpy(held_out.astype(np.int64)))
+                spared[held_out.astype(np.int64)] = True
             optimizer = torch.optim.SGD([own], lr=5.0)
             for _ in range(20):
                 repeated = own.masked_fill(spared, -1e9).expand(len(positives), -1)
                 optimizer.zero_grad()
                 functional.cross_entropy(repeated, positives).backward()
                 optimizer.step()
-            logits[row, objective.classes] = own.detach()
+            logits[row] = own.detach()
     return logits
 
 
@@ -80,13 +82,13 @@ def test_batches_hold_train_items_only(demo_folder: Path) -> None:
     seen = 0
     for users in batch_rows(dataset, np.arange(dataset.num_users), PLAN, 16):
         batch = objective.batch(users)
-        for key, inputs, places in zip(
+        for key, inputs, targets in zip(
             batch.keys.tolist(), batch.tensors["inputs"], batch.tensors["targets"], strict=True
         ):
             row = row_of[key]
             train = dataset.items[dataset.indptr[row] : dataset.indptr[row + 1] - 2].tolist()
             assert inputs[inputs > 0].tolist() == train[:-1]
-            assert objective.classes[places[places != NONE]].tolist() == train[1:]
+            assert targets[targets != PAD].tolist() == train[1:]
             seen += 1
     assert seen == dataset.num_users
 
