@@ -13,7 +13,9 @@ machine does meets both; a ratio is the median over the pairs. The rows:
     stock    a minimal FedAvg app, one user a SuperNode (speed_stock.py)
 
 ``seconds`` beside the processor's seconds (all threads) where it is one process: on a busy machine
-the latter say more. `feddmmr`'s defaults but for --set; Stage 3 has no stock app.
+the latter say more. `feddmmr`'s defaults but for --set; Stage 3 has no stock app. Against the plain
+loop, memories are simulated beforehand in batches; through Flower and in its workers, Stage 3
+simulates them each round, since its backbone has moved.
 """
 
 import argparse
@@ -77,7 +79,7 @@ def in_workers(
 ) -> list[tuple[Row, Row]]:
     """Workers and the plain loop in turns, both on all cores; the first pair warms up."""
     found = []
-    workers = Workers(config, stage, args.cores)
+    workers = Workers(config, stage, args.cores, kept=True)
     try:
         for number in range(args.pairs + 1):
             users, seconds = workers.round(number)
@@ -134,7 +136,8 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
             folder = some_users(folder, Path(name) / "users", args.users)
         config = _config(args, folder, Path(name))
         for stage in args.stages:
-            work = open_work(config, stage)
+            work = open_work(config, stage, kept=True)
+            work.remember(work.rows())
             for threads in sorted({1, args.cores}):
                 torch.set_num_threads(threads)
                 note(stage, f"engine / plain, {threads} threads", in_process(work, args.pairs))

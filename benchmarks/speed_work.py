@@ -20,6 +20,7 @@ from torch.nn import functional
 from client_app.content import content_dims, open_content
 from client_app.data import Dataset, Rows, open_dataset
 from client_app.mixture_objective import MixtureObjective
+from client_app.objective import batch_rows
 from client_app.recall import Recall
 from client_app.train import Mixing, train_round
 from shared_model.config import Settings, Value, parse_settings
@@ -38,6 +39,7 @@ class Work:
     settings: Settings
     plan: RoundPlan
     mixing: Mixing | None
+    kept: bool  # memories are simulated before, once, as far as Stage 3's backbone is concerned
 
     def rows(self, partition: int = 0, partitions: int = 1) -> Rows:
         """The users that a node hosts."""
@@ -46,11 +48,23 @@ class Work:
     def round(self, number: int) -> RoundPlan:
         """The plan of a round; Stage 3's backbone is another one each round, so surprise is new."""
         if self.mixing is not None:
-            self.mixing[1].under(str(number) if self.plan.stage == 3 else "frozen")
+            frozen = self.kept or self.plan.stage == 2
+            self.mixing[1].under("frozen" if frozen else str(number))
         return replace(self.plan, round=number)
 
+    def remember(self, rows: Rows) -> None:
+        """Simulate the memories of all rounds to come, as the engine does: for many users at once.
 
-def open_work(config: dict[str, Value], stage: int) -> Work:
+        Who then trains each user alone pays no more for them than who trains batches.
+        """
+        if self.mixing is not None and self.kept:
+            plan = replace(self.round(0), fraction=1.0)
+            objective = MixtureObjective(self.model, self.dataset, plan, *self.mixing)
+            for batch in batch_rows(self.dataset, rows, plan, self.settings.users_per_batch):
+                objective.batch(batch)
+
+
+def open_work(config: dict[str, Value], stage: int, kept: bool = False) -> Work:
     """A fresh model of a stage, the dataset of the run-config, and what a node would be told."""
     settings = parse_settings(config)
     dataset = open_dataset(Path(settings.dataset))
@@ -70,7 +84,7 @@ def open_work(config: dict[str, Value], stage: int) -> Work:
         catalogue_sha256="",
     )
     mixing = _mixing(settings, dataset) if model.mixture is not None else None
-    return Work(model, dataset, settings, plan, mixing)
+    return Work(model, dataset, settings, plan, mixing, kept)
 
 
 def _mixing(settings: Settings, dataset: Dataset) -> Mixing:
@@ -159,14 +173,16 @@ def _mixed_loss(work: Work, own: Recommender, plan: RoundPlan, row: int) -> Call
 class Workers:
     """The engine in processes of one thread each, as Ray's actors run it, without Flower."""
 
-    def __init__(self, config: dict[str, Value], stage: int, processes: int) -> None:
+    def __init__(
+        self, config: dict[str, Value], stage: int, processes: int, kept: bool = False
+    ) -> None:
         context = get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
         for partition in range(processes):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, config, stage, partition, processes), daemon=True
+                target=_serve, args=(theirs, config, stage, partition, processes, kept), daemon=True
             )
             process.start()
             self._pipes.append(ours)
@@ -190,9 +206,13 @@ class Workers:
             process.join()
 
 
-def _serve(pipe: Connection, config: dict[str, Value], stage: int, partition: int, of: int) -> None:
+def _serve(
+    pipe: Connection, config: dict[str, Value], stage: int, partition: int, of: int, kept: bool
+) -> None:
     torch.set_num_threads(1)
-    work = open_work(config, stage)
+    work = open_work(config, stage, kept)
+    rows = work.rows(partition, of)
+    work.remember(rows)
     pipe.send(0)
     while (number := pipe.recv()) is not None:
-        pipe.send(engine_round(work, number, work.rows(partition, of)))
+        pipe.send(engine_round(work, number, rows))
