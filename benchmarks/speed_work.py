@@ -20,7 +20,6 @@ from torch.nn import functional
 from client_app.content import content_dims, open_content
 from client_app.data import Dataset, Rows, open_dataset
 from client_app.mixture_objective import MixtureObjective
-from client_app.objective import batch_rows
 from client_app.recall import Recall
 from client_app.train import Mixing, train_round
 from shared_model.config import Settings, Value, parse_settings
@@ -57,11 +56,14 @@ class Work:
 
         Who then trains each user alone pays no more for them than who trains batches.
         """
-        if self.mixing is not None and self.kept:
-            plan = replace(self.round(0), fraction=1.0)
-            objective = MixtureObjective(self.model, self.dataset, plan, *self.mixing)
-            for batch in batch_rows(self.dataset, rows, plan, self.settings.users_per_batch):
-                objective.batch(batch)
+        if self.mixing is None or not self.kept:
+            return
+        plan, recall = self.mixing
+        recall.under("frozen")
+        for begin in range(0, len(rows), self.settings.users_per_batch):
+            batch = rows[begin : begin + self.settings.users_per_batch]
+            ends = [np.array([length - 2]) for length in self.dataset.lengths(batch)]
+            recall.memories(self.model, batch, ends, recall.settings(plan))
 
 
 def open_work(config: dict[str, Value], stage: int, kept: bool = False) -> Work:
