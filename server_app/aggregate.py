@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from server_app.robust import combined
+from server_app.robust import combined, update_norm
 from shared_model.config import Settings
 from shared_model.errors import NodeError
 from shared_model.messages import NodeReport
 from shared_model.model import Arrays, check_arrays
 from shared_model.plan import MIXTURE_LOGS, LocalUpdate
 
+_ROUNDING = 1e-3  # of float32 sums over a node's users
 _IMPOSSIBLE = 40.0  # nats: an honest node has such a round once in 10^17
 
 
@@ -33,7 +34,7 @@ def check_update(update: LocalUpdate, arrays: Arrays, node: NodeReport, settings
 
     Names, shapes and dtypes are those of ``arrays``, numbers are finite, and the counts fit one
     another, what the node reported of itself and the round's sampling. Norms are compared between
-    nodes, so they come later (``robust.times_usual``).
+    nodes, so they come later (``robust.times_usual``), but for the one that clipping promises.
     """
     check_arrays(arrays, update.arrays)
     _check_counts(update, node, settings, mixes="mixture.gate" in arrays)
@@ -49,6 +50,15 @@ def check_update(update: LocalUpdate, arrays: Arrays, node: NodeReport, settings
     noised = settings.private and settings.dp_noise_on == "nodes"  # whoever took part
     if not (update.weight or noised) and any(value.any() for value in update.arrays.values()):
         raise NodeError("an update without weight", expected="zeros", got="other numbers")
+    if settings.dp_clip_norm and not settings.private:  # with noise, ``Noising.check``
+        require_norm(update, update.weight * settings.dp_clip_norm)
+
+
+def require_norm(update: LocalUpdate, most: float, noise: float = 0.0) -> None:
+    """``NodeError`` if a sum is more than the users that it counts can make it, each clipped."""
+    most, norm = most * (1 + _ROUNDING) + noise, update_norm(update.arrays)
+    if norm > most:
+        raise NodeError("update norm beyond clipping", expected=f"{most:.6g}", got=f"{norm:.6g}")
 
 
 def _check_counts(update: LocalUpdate, node: NodeReport, settings: Settings, mixes: bool) -> None:

@@ -11,17 +11,14 @@ from typing import Any
 
 import torch
 
-from server_app.aggregate import RoundUpdate
+from server_app.aggregate import RoundUpdate, require_norm
 from server_app.ledger import Ledger
-from server_app.robust import update_norm
 from shared_model.config import Settings
-from shared_model.errors import NodeError
 from shared_model.messages import NodeReport
 from shared_model.model import Arrays
 from shared_model.noise import array_noise, derive
 from shared_model.plan import LocalUpdate
 
-_ROUNDING = 1e-3  # of float32 sums over a node's users
 _TAIL = 10.0  # stds: the norm of a node's noise is as far beyond sqrt(numbers) once in 10^21
 
 
@@ -56,16 +53,12 @@ class Noising:
 
         No comparison with other nodes: who is left out must not depend on what others sent.
         """
-        most = update.participants * self.clip_norm * (1 + _ROUNDING)
+        noise = 0.0
         if self.on_nodes:
             numbers = sum(value.numel() for value in update.arrays.values())
             share = self.std * math.sqrt(node.users / self.users)
-            most += share * (math.sqrt(numbers) + _TAIL)
-        norm = update_norm(update.arrays)
-        if norm > most:
-            raise NodeError(
-                "update norm beyond clipping", expected=f"{most:.6g}", got=f"{norm:.6g}"
-            )
+            noise = share * (math.sqrt(numbers) + _TAIL)
+        require_norm(update, update.participants * self.clip_norm, noise)
 
     def mean(
         self, updates: Sequence[LocalUpdate], arrays: Arrays, round_: int, absent: Sequence[str]

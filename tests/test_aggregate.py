@@ -99,6 +99,16 @@ def test_a_uniform_weight_is_the_number_of_participants() -> None:
             check_update(sums(weight, 9, 2), ARRAYS, NODE, settings)
 
 
+def test_a_sum_beyond_what_clipping_leaves_is_refused() -> None:
+    """Each of the users is clipped before its weight: at most weight times the clip norm."""
+    for weighting, weight in (("targets", 9), ("uniform", 2)):
+        settings = replace(SETTINGS, weighting=weighting, dp_clip_norm=0.5)
+        largest = torch.tensor([0.5 * weight, 0.0, 0.0])
+        check_update(sums(weight, 9, 2, {"a": largest}), ARRAYS, NODE, settings)
+        with pytest.raises(FedDMMRError, match="update norm beyond clipping"):
+            check_update(sums(weight, 9, 2, {"a": largest * 1.01}), ARRAYS, NODE, settings)
+
+
 def test_a_mixtures_weight_counts_targets_that_were_not_sampled() -> None:
     """Of a user's up to 20 targets (max-length), 4 are trained: weight 4 to 20 a user."""
     settings = replace(SETTINGS, targets_per_user=4)
