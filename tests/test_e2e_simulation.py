@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from client_app.data import Dataset
 from shared_model.config import Value
-from tools.federation import free_ports, processes_of
+from tools.federation import eventually, free_ports, processes_of
 from tools.in_process import run_in_process
 
 pytestmark = [
@@ -196,3 +196,30 @@ def test_an_interrupt_stops_the_run(flower: Flower) -> None:
     assert re.fullmatch(
         r"interrupted: run \d+ is stopped; submit the same run again to resume it", last
     )
+
+
+def test_a_run_whose_machine_slept_is_resumed(flower: Flower, tmp_path: Path) -> None:
+    """Flower gives it up after a minute without a heartbeat; the command submits it again."""
+    rounds = 40
+    command = flower.command("--run", "slept", **{"num-rounds": rounds, "evaluate-every": rounds})
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        running = subprocess.Popen(command, env=flower.environment, stdout=out, stderr=out)
+    eventually(lambda: f"round  2/{rounds}" in log.read_text(), TIMEOUT)
+    asleep = [pid for pid in processes_of(Path(flower.environment["FLWR_HOME"])) if is_task(pid)]
+    for pid in asleep:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: "did the machine sleep?" in log.read_text(), TIMEOUT)
+    finally:
+        for pid in asleep:
+            os.kill(pid, signal.SIGCONT)
+    assert running.wait(TIMEOUT) == 0, log.read_text()
+    stage = flower.manifest("slept")["stages"]["1"]
+    assert stage["status"] == "complete"
+    assert [entry["round"] for entry in stage["rounds"]] == list(range(rounds + 1))
+
+
+def is_task(pid: int) -> bool:
+    """Whether it is what a SuperLink starts for a run."""
+    return b"flwr-simulation" in Path(f"/proc/{pid}/cmdline").read_bytes()

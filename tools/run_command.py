@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -16,9 +17,13 @@ import typer
 
 from shared_model.errors import ConfigError
 from shared_model.stages import STAGES
-from tools.superlink import COMPLETED, Outcome, RunError, SuperLink, open_superlink
+from tools.superlink import COMPLETED, NO_HEARTBEAT, Outcome, RunError, SuperLink, open_superlink
 
 Overrides = dict[str, Any]
+_RESUMES = 3
+_LET_GO = (
+    30.0  # seconds: what still runs learns at its next heartbeat that it was given up, and ends
+)
 INTERRUPTED = 130
 
 
@@ -192,6 +197,26 @@ def _run_here(app: Path | None, settings: Overrides, num_supernodes: int) -> Non
 
 
 def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str) -> None:
+    """Run it to its end; again where Flower gave it up since its machine slept, say: it resumes."""
+    run_id, outcome, app_error = _submitted(superlink, app, overrides, nodes)
+    for _ in range(_RESUMES):
+        if outcome.details != NO_HEARTBEAT:
+            break
+        print(
+            f"run {run_id}: Flower heard nothing of it for a minute (did the machine sleep?); "
+            f"submitted again in {_LET_GO:g} s, and so resumed",
+            file=sys.stderr,
+        )
+        time.sleep(_LET_GO)
+        again = overrides | {"redo": False}  # what it asked for has begun
+        run_id, outcome, app_error = _submitted(superlink, app, again, nodes)
+    verdict(run_id, outcome, app_error)
+
+
+def _submitted(
+    superlink: SuperLink, app: Path, overrides: Overrides, nodes: str
+) -> tuple[str, Outcome, str]:
+    """Submit a run and follow it to its end: its id, how it ended, the app's last error line."""
     run_id = ""
     try:
         with tempfile.TemporaryDirectory(prefix="feddmmr-") as folder:
@@ -200,13 +225,12 @@ def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str
             run_id = superlink.submit(app.resolve(), file, nodes)
         print(f"run {run_id} on {superlink.connection}", flush=True)
         app_error = superlink.follow(run_id)
-        outcome = superlink.wait(run_id)
+        return run_id, superlink.wait(run_id), app_error
     except KeyboardInterrupt:
         if not run_id:
             _interrupted("the run may have been submitted: see `flwr list`")
         superlink.stop(run_id)
         _interrupted(f"run {run_id} is stopped; submit the same run again to resume it")
-    verdict(run_id, outcome, app_error)
 
 
 def _interrupted(line: str) -> NoReturn:
