@@ -210,7 +210,7 @@ def test_a_run_whose_machine_slept_is_resumed(flower: Flower, tmp_path: Path) ->
     for pid in asleep:
         os.kill(pid, signal.SIGSTOP)
     try:
-        eventually(lambda: "did the machine sleep?" in log.read_text(), TIMEOUT)
+        eventually(lambda: "did the machine sleep" in log.read_text(), TIMEOUT)
     finally:
         for pid in asleep:
             os.kill(pid, signal.SIGCONT)

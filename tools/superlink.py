@@ -28,6 +28,7 @@ from shared_model.errors import FedDMMRError
 
 ERROR_MARK = "error: "  # how the app begins the log line that says why it failed
 COMPLETED = "finished:completed"
+# Also when all went well: a run's process gives itself 5 s to say so, too few on a busy machine.
 NO_HEARTBEAT = "No heartbeat received from the task"
 _POLL_SECONDS = 2.0
 
