@@ -203,8 +203,8 @@ def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str
         if outcome.details != NO_HEARTBEAT:
             break
         print(
-            f"run {run_id}: Flower heard nothing of it for a minute (did the machine sleep, or was it busy?); "
-            f"submitted again in {_LET_GO:g} s, and so resumed",
+            f"run {run_id}: Flower heard nothing of it for a minute (did the machine sleep, or was "
+            f"it busy?); submitted again in {_LET_GO:g} s, and so resumed",
             file=sys.stderr,
         )
         time.sleep(_LET_GO)
