@@ -24,7 +24,8 @@ sources=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null || tru
 found=$(sed -nE 's/^URIs: *([^ ]+).*/\1/p; s/^deb +(\[[^]]*\] +)?([^ ]+).*/\2/p' <<<"$sources" | sed -n 1p)
 
 root=$(mktemp -d)
-trap 'umount "$root/cache" 2>/dev/null || true; rm -rf --one-file-system "$root"' EXIT
+# What is still mounted is this machine's cache of packages: then nothing is removed.
+trap 'if mountpoint -q "$root/cache"; then umount "$root/cache" || exit 1; fi; rm -rf --one-file-system "$root"' EXIT
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
     "$suite" "$root" ${DEBIAN_MIRROR:-$found} >"$root.log" 2>&1 ||
     fail "debootstrap failed; where: $root.log; got $(tail -n 1 "$root.log")"

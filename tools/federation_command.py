@@ -28,7 +28,8 @@ def federation(
     _refuse_missing(data)
     nodes = [f'data-dir="{part.absolute()}" name="node-{i}"' for i, part in enumerate(data)]
     access = secured(keys) if keys else None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for end in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal is gone
+        signal.signal(end, signal.default_int_handler)
     try:
         with Federation(folder, nodes, access, port) as running:
             print(f"a SuperLink at {running.address}, {len(nodes)} nodes; logs: {folder}/*/log")
@@ -37,7 +38,7 @@ def federation(
             try:
                 running.watch()
             finally:  # a second Ctrl-C, or one that `uv run` passes on again, must not leave half
-                for again in (signal.SIGINT, signal.SIGTERM):
+                for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                     signal.signal(again, signal.SIG_IGN)
     except KeyboardInterrupt:
         print("ended")

@@ -1,5 +1,6 @@
 """The data that a run was trained on: found by fingerprint, never by the name of a folder."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,12 @@ def data_of(run: Run, home: Path, folder: Path | None) -> Dataset | None:
         dataset = open_dataset(folder.expanduser().resolve())
         require_same(run, dataset)
         return dataset
-    demos = map(open_dataset, sorted(home.absolute().glob("demo-*")))
-    return next((demo for demo in demos if not differences(run, demo)), None)
+    for path in sorted(home.absolute().glob("demo-*")):
+        with suppress(DataError):  # of another version, or damaged: not this run's
+            demo = open_dataset(path)
+            if not differences(run, demo):
+                return demo
+    return None
 
 
 def require_same(run: Run, dataset: Dataset) -> None:
