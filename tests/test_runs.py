@@ -201,6 +201,8 @@ def test_the_demo_is_found_by_its_fingerprint(
     home = tmp_path / "home"
     tiny = {"hidden_size": 8, "num_blocks": 1, "max_length": 5, "num_rounds": 1, "stage": 1}
     run_in_process(1, home=str(home), **tiny)
+    (home / "demo-0").mkdir()  # of a version that this one cannot read
+    (home / "demo-0" / "dataset.json").write_text("{}")
     code, out, _ = feddmmr("runs", "verify", "default", "--home", home)
     assert code == 0
     assert "demo-" in out
