@@ -84,7 +84,7 @@ def noise_for(rate: float, rounds: int, budget: float, delta: float) -> float:
         high /= 2
     interval = ExplicitBracketInterval(high / 2, high)
     found = calibrate_dp_mechanism(_accountant, event, budget, delta, interval, tol=10**-_DIGITS)
-    return float(math.ceil(found * 10**_DIGITS) / 10**_DIGITS)
+    return max(LEAST_NOISE, float(math.ceil(found * 10**_DIGITS) / 10**_DIGITS))
 
 
 def _accountant() -> Any:

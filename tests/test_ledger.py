@@ -140,6 +140,18 @@ def test_a_cut_off_run_ends_in_the_same_bytes_and_pays_once(
     assert without_seconds(run(2, run="cut", **settings)) == whole
 
 
+def test_no_more_than_the_last_release_is_ever_replayed(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a replay without another node, rounds would repeat noise that is out on other sums."""
+    settings = DP | {"num_rounds": 5, "evaluate_every": 5, "checkpoint_every": 5}
+    cut_in(monkeypatch, "_finish_round", 4, run, **settings)
+    path = tmp_path / "home" / "runs" / "cut" / "manifest.json"
+    stage = json.loads(path.read_text())["stages"]["1"]
+    assert stage["last"]["round"] == 3
+    assert len(stage["privacy"]["releases"]) == 4
+
+
 def test_a_run_does_not_go_on_without_its_secret(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
