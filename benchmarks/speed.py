@@ -13,9 +13,9 @@ machine does meets both; a ratio is the median over the pairs. The rows:
     stock    a minimal FedAvg app, one user a SuperNode (speed_stock.py)
 
 ``seconds`` beside the processor's seconds (all threads) where it is one process: on a busy machine
-the latter say more. Settings: feddmmr's defaults under `_config` below and --set; Stage 3 has no stock app. Against the plain
-loop, memories are simulated beforehand in batches; through Flower and in its workers, Stage 3
-simulates them each round, since its backbone has moved.
+the latter say more. Settings are feddmmr's defaults under `_config` below and --set. Stage 3 has no
+stock app; against the plain loop, memories are simulated beforehand in batches, through Flower and
+in its workers Stage 3 simulates them each round, since its backbone has moved.
 """
 
 import argparse
