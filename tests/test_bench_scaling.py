@@ -13,6 +13,7 @@ def test_rounds_start_and_memory_are_measured(
 ) -> None:
     out = tmp_path / "scaling.json"
     small = ["--users", "40", "80", "--items", "60", "--participants", "20", "--rounds", "2"]
+    small += ["--settled", "1"]
     settings = ["hidden-size=8", "num-blocks=1", "max-length=10"]
     main(["--out", str(out), *small, "--set", *settings])
     result = json.loads(out.read_text())
