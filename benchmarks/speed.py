@@ -3,7 +3,8 @@
     uv run python -m benchmarks.speed --dataset /abs/ml-1m --out speed.json
 
 What is compared runs in turns (a, b, a, b, ...), each pair on equal work, so that whatever else the
-machine does meets both; a ratio is the median over the pairs. The rows:
+machine does meets both; a ratio is the median over the pairs ("single / stock" is one pair). The
+rows:
 
     plain    a deep copy a user, torch's SGD and torch's products, no Flower (speed_work.py)
     engine   this app's training without Flower, in this process, on as many threads

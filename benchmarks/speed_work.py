@@ -23,6 +23,7 @@ from client_app.mixture_objective import MixtureObjective
 from client_app.recall import Recall
 from client_app.train import Mixing, train_round
 from shared_model.config import Settings, Value, parse_settings
+from shared_model.errors import WorkerError
 from shared_model.model import Arrays, Recommender, build, freeze, read_groups
 from shared_model.plan import RoundPlan
 from shared_model.products import plain_products
@@ -187,25 +188,33 @@ class Workers:
                 target=_serve, args=(theirs, config, stage, partition, processes, kept), daemon=True
             )
             process.start()
+            theirs.close()  # so that a worker's death ends what is waited for
             self._pipes.append(ours)
             self._processes.append(process)
         for pipe in self._pipes:
-            pipe.recv()
+            self._answer(pipe)
 
     def round(self, number: int) -> tuple[int, float]:
         """Users trained by all, and the seconds until the last was done."""
         started = time.perf_counter()
         for pipe in self._pipes:
             pipe.send(number)
-        trained = sum(pipe.recv() for pipe in self._pipes)
+        trained = sum(self._answer(pipe) for pipe in self._pipes)
         return trained, time.perf_counter() - started
 
     def close(self) -> None:
         """End the processes."""
         for pipe in self._pipes:
-            pipe.send(None)
+            pipe.close()
         for process in self._processes:
             process.join()
+
+    @staticmethod
+    def _answer(pipe: Connection) -> int:
+        try:
+            return int(pipe.recv())
+        except EOFError as error:
+            raise WorkerError("a process that was measured died; it said why above") from error
 
 
 def _serve(
@@ -216,5 +225,9 @@ def _serve(
     rows = work.rows(partition, of)
     work.remember(rows)
     pipe.send(0)
-    while (number := pipe.recv()) is not None:
+    while True:
+        try:
+            number = pipe.recv()
+        except EOFError:  # closed: the measurement is over, or who measured is gone
+            return
         pipe.send(engine_round(work, number, rows))

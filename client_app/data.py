@@ -23,6 +23,7 @@ from client_app.folder import (
     read_info,
 )
 from shared_model.errors import DataError
+from shared_model.seeds import STRIDE, UInt64, mix, stable_hash
 
 Split = Literal["train", "valid", "test", "cold"]
 Rows = npt.NDArray[np.int64]
@@ -67,6 +68,20 @@ class Dataset:
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         places = np.arange(offsets[-1]) + np.repeat(self.indptr[rows] - offsets[:-1], lengths)
         return self.items[places], offsets
+
+    def draw_keys(self, rows: Rows) -> UInt64:
+        """By which users are drawn under differential privacy, of id and training part: uint64 [B].
+
+        Two sites may give two people the same id; each has a coin of its own all the same.
+        """
+        items, offsets = self.histories(rows)
+        lengths = np.diff(offsets)
+        places = np.arange(len(items)) - np.repeat(offsets[:-1], lengths)
+        names = items.astype(np.uint64) ^ (places.astype(np.uint64) * STRIDE)
+        hashed = mix(stable_hash("draw"), names)
+        hashed[places >= np.repeat(lengths - 2, lengths)] = 0  # the last two are valid and test
+        keys: UInt64 = self.user_keys[rows] + np.add.reduceat(hashed, offsets[:-1])
+        return keys
 
 
 def open_dataset(path: str | Path) -> Dataset:

@@ -92,7 +92,8 @@ def learned_by(model: Recommender) -> Arrays:
 
 def batch_rows(dataset: Dataset, rows: Rows, plan: RoundPlan, size: int) -> Iterator[Rows]:
     """Participating users that have a training target, similar lengths together. [<= size] each."""
-    rows = rows[plan.takes_part(dataset.user_keys[rows])]
+    keys = dataset.draw_keys(rows) if plan.private else dataset.user_keys[rows]
+    rows = rows[plan.takes_part(keys)]
     lengths = dataset.lengths(rows) - 2  # without valid and test
     rows, lengths = rows[lengths >= 2], lengths[lengths >= 2]
     rows = rows[np.lexsort((dataset.user_keys[rows], lengths))]

@@ -71,8 +71,7 @@ def _run_stage(
         return
     require_one_promise(manifest, settings)
     record = manifest.begin(stage, _stage_config(settings), settings.redo)
-    users = int(census.dataset()["users"])
-    ledger = open_ledger(settings, manifest, record, stage, users)  # may refuse: nothing is saved
+    ledger = open_ledger(settings, manifest, record, stage, census)  # may refuse: nothing is saved
     if record["app_sha256"] != app_sha256():
         report.say(f"note: the app's code changed since stage {stage.number} began")
     try:

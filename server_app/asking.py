@@ -73,11 +73,10 @@ class Asking:
 
     def _stop(self, what: str, error: RoundError) -> RoundError:
         dropped = self._strategy.exchange.dropped
-        nodes = len(self._strategy.census.nodes)
         return RoundError(
             f"{error.what}, twice",
             where=f"stage {self._strategy.stage.number}, {what}",
-            expected=f"{self._strategy.settings.min_participation:.0%} of {nodes} nodes",
+            expected=error.expected,
             got=", ".join(f"{drop['node']}: {drop['reason']}" for drop in dropped),
             todo=f"mend the nodes, then {report.resume_command(self._strategy.settings)}",
         )

@@ -6,6 +6,7 @@ the step. Nothing else reads these files: what a run is worth is in its manifest
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,14 @@ class Events:
             except OSError as error:
                 raise self._unwritable(error) from error
 
-    def add(self, entry: Record, privacy: Record) -> None:
+    def add(self, entry: Record) -> None:
         """A finished round, at once on disk."""
         if self._writer is None:
             return
         from tensorboardX.proto.event_pb2 import Event  # type: ignore[import-untyped]
         from tensorboardX.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
-        found = points(entry) | {f"privacy/{k}": v for k, v in spent(privacy).items()}
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in found.items()]
+        values = [Summary.Value(tag=t, simple_value=value) for t, value in points(entry).items()]
         event = Event(wall_time=time.time(), step=entry["round"], summary=Summary(value=values))
         try:
             self._writer.write_event(event)
@@ -65,10 +65,11 @@ class Events:
             raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Close the file; what was added is on disk already."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Close the file. What was added is on disk already, or ``add`` has said why not."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()
 
     def _open(self, first: int) -> None:
         from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
@@ -97,6 +98,8 @@ def points(entry: Record) -> dict[str, float]:
     for name, value in entry.items():
         if name in _COSTS:
             found[f"cost/{name}"] = value
+        elif name == "epsilon":
+            found[f"privacy/{name}"] = value
         elif name == "valid":
             found |= dict(_valid(value))
         elif _is_number(value) and name not in ("round", "participants"):
@@ -104,13 +107,6 @@ def points(entry: Record) -> dict[str, float]:
         elif isinstance(value, Mapping):
             found |= {f"{name}/{key}": one for key, one in value.items() if _is_number(one)}
     return {tag: float(value) for tag, value in found.items()}
-
-
-def spent(privacy: Record) -> dict[str, float]:
-    """A privacy ledger's numbers; of lists the last one: what was spent by this round."""
-    last = {k: v[-1] if isinstance(v, list) and v else v for k, v in privacy.items()}
-    flat = {k: v.get("epsilon", v) if isinstance(v, Mapping) else v for k, v in last.items()}
-    return {key: value for key, value in flat.items() if _is_number(value)}
 
 
 def _valid(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -2,7 +2,7 @@
 
 A release is a round's noised arrays, which leave the server when they are validated or trained on.
 It is written down before: a server that dies in between has charged for it. The same round with the
-same nodes is the same release, bit for bit, so that a run which resumes pays nothing twice; with
+same noise is the same release, bit for bit, so that a run which resumes pays nothing twice; without
 other nodes it is another one. Redone stages stay charged: their records are kept as superseded.
 """
 
@@ -10,10 +10,12 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from server_app.census import Census
 from server_app.manifest import Manifest, Record
 from server_app.privacy import Mechanism, Spending, affordable, epsilon
 from shared_model.config import Settings
 from shared_model.errors import ConfigError, ManifestError, RoundError
+from shared_model.fingerprint import app_sha256
 from shared_model.noise import derive, keep_secret, read_secret
 from shared_model.stages import Stage
 
@@ -23,9 +25,9 @@ SECRET_FILE = "noise-secret"  # noqa: S105 (a file's name)
 def require_one_promise(manifest: Manifest, settings: Settings) -> None:
     """``ConfigError`` if the run's other training was noised and this is not, or the reverse."""
     for record in _all_records(manifest):
-        trained = any(entry["round"] > 0 for entry in record["rounds"])
-        trained = trained or bool(record["privacy"].get("releases"))
-        if trained and bool(record["privacy"]) != settings.private:
+        # Round 0 counts: behind it there may have been rounds that nobody saved.
+        begun = bool(record["rounds"]) or bool(record["privacy"].get("releases"))
+        if begun and bool(record["privacy"]) != settings.private:
             how = "with" if record["privacy"] else "without"
             raise ConfigError(
                 f"this run was trained {how} noise, so all of it has to be",
@@ -62,17 +64,17 @@ class Ledger:
         known = {release["round"] for release in self.releases}
         if not self.budget or round_ in known or len(self.releases) == len(known):
             return False
-        return self._with({"round": round_, "absent": []}) > self.budget
+        return self._with({"round": round_}) > self.budget
 
-    def charge(self, round_: int, absent: list[str]) -> None:
-        """Write a release down, unless it is known.
+    def charge(self, release: Record) -> None:
+        """Write a release down (``Noising.release``), unless it is known.
 
         ``RoundError`` if a round that was released already comes again, without other nodes, and
         would pass the budget.
         """
-        release = {"round": round_, "absent": absent}
         if release in self.releases:
             return
+        round_, absent = release["round"], release["absent"]
         before = [known["absent"] for known in self.releases if known["round"] == round_]
         if before and self.budget and self._with(release) > self.budget:
             raise RoundError(
@@ -96,12 +98,13 @@ class Ledger:
 
 
 def open_ledger(
-    settings: Settings, manifest: Manifest, record: Record, stage: Stage, users: int
+    settings: Settings, manifest: Manifest, record: Record, stage: Stage, census: Census
 ) -> Ledger | None:
     """The ledger of a stage that begins or goes on; ``None`` without differential privacy.
 
-    ``ConfigError`` if the budget has no round left. ``ManifestError`` if a stage that goes on has
-    another secret than it began with: its rounds would be released again under other noise.
+    ``ConfigError`` if the budget has no round left. ``ManifestError`` if a stage that goes on would
+    release its last round again under other noise: with another secret, nodes that draw noise as
+    others, or other code.
     """
     if not settings.private:
         return None
@@ -116,6 +119,7 @@ def open_ledger(
                 where=str(path),
                 todo="restore the file, or train the stage again with redo=true, which is charged",
             )
+        _require_the_same_noise(record, _drawing(settings, census, secret), str(manifest.path))
         return Ledger(record["privacy"], secret, before, settings.dp_epsilon)
     rounds = _affordable_rounds(settings, stage, before)
     secret = keep_secret(path)
@@ -126,7 +130,8 @@ def open_ledger(
         "noise_multiplier": settings.dp_noise_multiplier,
         "noise_on": settings.dp_noise_on,
         "sampling_rate": settings.fraction_train,
-        "users": users,
+        "users": int(census.dataset()["users"]),
+        "nodes": _drawing(settings, census, secret),
         "delta": settings.dp_delta,
         "budget": settings.dp_epsilon,
         "attempt": len(redone),
@@ -150,6 +155,32 @@ def spending(privacy: Record) -> Spending:
         Mechanism(privacy["sampling_rate"], privacy["noise_multiplier"] / math.sqrt(count))
         for count in times.values()
     )
+
+
+def _drawing(settings: Settings, census: Census, secret: bytes) -> dict[str, str]:
+    """The nodes that draw noise, each with a fingerprint of its data that tells nothing of it."""
+    nodes = census.nodes.values() if settings.dp_noise_on == "nodes" else []
+    return {n.name: derive(secret, "node", n.name, n.history_digest).hex() for n in nodes}
+
+
+def _require_the_same_noise(record: Record, nodes: dict[str, str], where: str) -> None:
+    known: dict[str, str] = record["privacy"]["nodes"]
+    if nodes != known:
+        raise ManifestError(
+            "other nodes draw the noise than when the stage began",
+            where=where,
+            expected=f"{len(known)} nodes with the data of then: {', '.join(known)}",
+            got=", ".join(nodes),
+            todo="bring the same nodes back, or redo=true, which is charged",
+        )
+    if record["privacy"]["releases"] and record["app_sha256"] != app_sha256():
+        raise ManifestError(
+            "the app's code changed, so the last round could be released under other noise",
+            where=where,
+            expected=record["app_sha256"][:12],
+            got=app_sha256()[:12],
+            todo="go on with the code that began the stage, or redo=true, which is charged",
+        )
 
 
 def _affordable_rounds(settings: Settings, stage: Stage, before: Spending) -> int:

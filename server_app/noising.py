@@ -13,6 +13,7 @@ import torch
 
 from server_app.aggregate import RoundUpdate, require_norm
 from server_app.ledger import Ledger
+from server_app.manifest import Record
 from shared_model.config import Settings
 from shared_model.messages import NodeReport
 from shared_model.model import Arrays
@@ -26,8 +27,8 @@ _TAIL = 10.0  # stds: the norm of a node's noise is as far beyond sqrt(numbers) 
 class Noising:
     """The noise of one stage, a function of the run's secret, the stage, its attempt and a round.
 
-    And of who was absent: the same round of other nodes gets other noise, or their difference
-    would be a node's sum without any.
+    And of who was absent, by name and data: the same round of other users gets other noise, or
+    their difference would be a node's sum without any.
     """
 
     key: bytes
@@ -60,14 +61,23 @@ class Noising:
             noise = share * (math.sqrt(numbers) + _TAIL)
         require_norm(update, update.participants * self.clip_norm, noise)
 
+    def release(self, round_: int, absent: Sequence[NodeReport]) -> Record:
+        """What the ledger says of a round. ``noise`` names its noise, of which it tells nothing."""
+        noise = derive(self._round_key(round_, absent), "fingerprint").hex()
+        return {"round": round_, "absent": [node.name for node in absent], "noise": noise}
+
     def mean(
-        self, updates: Sequence[LocalUpdate], arrays: Arrays, round_: int, absent: Sequence[str]
+        self,
+        updates: Sequence[LocalUpdate],
+        arrays: Arrays,
+        round_: int,
+        absent: Sequence[NodeReport],
     ) -> RoundUpdate:
         """The round's update, shaped like ``arrays``, float32: (sum + noise) / expected users.
 
         Of no users, too: that nobody took part is nobody's business. Float64, in the order given.
         """
-        key, delta = derive(self.key, "noise", round_, *absent), {}
+        key, delta = self._round_key(round_, absent), {}
         for name, like in arrays.items():
             total = torch.zeros_like(like, dtype=torch.float64)
             for update in updates:
@@ -76,6 +86,10 @@ class Noising:
                 total += array_noise(key, name, like.shape, self.std)
             delta[name] = (total / (self.fraction * self.users)).float()
         return RoundUpdate(delta, 0.0, 0, sum(update.participants for update in updates), {})
+
+    def _round_key(self, round_: int, absent: Sequence[NodeReport]) -> bytes:
+        who = [text for node in absent for text in (node.name, node.history_digest)]
+        return derive(self.key, "noise", round_, *who)
 
 
 def noising_of(settings: Settings, ledger: Ledger, stage: int) -> Noising:

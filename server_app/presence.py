@@ -158,14 +158,14 @@ class Presence:
 
     def _too_few(self) -> bool:
         share = len(self._present) / len(self._census.nodes)
-        return not self._present or share < self._settings.min_participation
+        return not self._present or share < self._settings.least_trained
 
     def _nobody_came_back(self) -> RoundError:
         nodes = len(self._census.nodes)
         return RoundError(
             "too few nodes are online",
             where=f"after {self._settings.node_timeout:g} s (run-config key 'node-timeout')",
-            expected=f"{self._settings.min_participation:.0%} of the nodes",
+            expected=f"{self._settings.least_trained:.0%} of the nodes",
             got=f"{len(self._present)} of {nodes}, without {', '.join(sorted(self.away()))}",
             todo=f"start the missing SuperNodes, then {report.resume_command(self._settings)}",
         )

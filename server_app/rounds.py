@@ -94,7 +94,7 @@ class StageRun:
         started = time.monotonic()
         new, sums = self.asking.train(round_, arrays)
         if self.ledger:  # before the new arrays are sent to anyone
-            self.ledger.charge(round_, self.strategy.absent)
+            self.ledger.charge(self.strategy.release)
             self.manifest.save()
         exchange = self.strategy.exchange
         entry: Record = {
@@ -150,7 +150,7 @@ class StageRun:
         entry["seconds"] = round(time.monotonic() - started, 3)
         self.record["rounds"].append(entry)
         report.say(report.round_line(self.stage, self.strategy.num_rounds, entry))
-        self.events.add(entry, self.record["privacy"])
+        self.events.add(entry)
         if save is not None:
             self._save_last(entry["round"], save)
 

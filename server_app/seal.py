@@ -63,7 +63,8 @@ _PRIVACY = {
     "rounds": _whole,
     "epsilon": _number,
     "secret_sha256": _hash,
-    "releases": [{"round": _whole, "absent": [_text]}],
+    "nodes": {_ANY: _hash},
+    "releases": [{"round": _whole, "absent": [_text], "noise": _hash}],
 }
 _STAGE = {
     "status": _like("running|complete|failed|stale"),

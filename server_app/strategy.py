@@ -64,7 +64,7 @@ class StageStrategy(Strategy):
         self.frozen: Arrays = frozen or {}
         self.mixing = mixing
         self.noising: Noising | None = None  # with differential privacy
-        self.absent: list[str] = []  # of the last round's sum
+        self.release: dict[str, Any] = {}  # of the last round's noised sum, for the ledger
         self.num_rounds = settings.num_rounds or stage.default_rounds
         self.split: Literal["valid", "test"] = "valid"
         self.exchange = Exchange()
@@ -100,7 +100,7 @@ class StageStrategy(Strategy):
         updates = self._updates(replies)
         if self.noising is None:
             updates = self._bounded(updates)
-        self._require(len(updates), bool(self.noising and self.noising.on_nodes))
+        self._require(len(updates), self.settings.least_trained)
         self.logs = {}
         mean = self._mean(server_round, updates)
         if mean is None:
@@ -150,7 +150,7 @@ class StageStrategy(Strategy):
                 parts.append(sums)
             except FedDMMRError as error:
                 self._drop(node.name, str(error))
-        self._require(len(parts))
+        self._require(len(parts), self.settings.min_participation)
         return MetricRecord(dict(merge(parts).sums))
 
     def summary(self) -> None:
@@ -237,22 +237,19 @@ class StageStrategy(Strategy):
     def _mean(self, round_: int, updates: dict[str, LocalUpdate]) -> RoundUpdate | None:
         """The nodes' updates as one; ``None`` if nobody trained, which noise would not tell."""
         parts, settings = list(updates.values()), self.settings
-        self.absent = sorted({node.name for node in self.census.nodes.values()} - updates.keys())
         if self.noising is not None:
-            return self.noising.mean(parts, self._arrays, round_, self.absent)
+            absent = [node for node in self.census.nodes.values() if node.name not in updates]
+            self.release = self.noising.release(round_, absent)
+            return self.noising.mean(parts, self._arrays, round_, absent)
         return reduce_updates(parts, self._arrays, settings.aggregation, settings.trim_share)
 
     def _drop(self, name: str, reason: str) -> None:
         short = reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
         self.exchange.dropped.append({"node": name, "reason": short})
 
-    def _require(self, answered: int, all_of_them: bool = False) -> None:
-        """``RoundError`` if fewer than ``min-participation`` of the nodes answered usably.
-
-        All have to where each draws a share of the noise: the sum without one would lack it.
-        """
+    def _require(self, answered: int, least: float) -> None:
+        """``RoundError`` if fewer than this share of the nodes answered usably."""
         share = answered / len(self.census.nodes)
-        least = 1.0 if all_of_them else self.settings.min_participation
         if share < least or not answered:
             first = self.exchange.dropped[0]
             raise RoundError(

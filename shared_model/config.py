@@ -113,6 +113,12 @@ class Settings:
         return self.dp_noise_multiplier > 0
 
     @property
+    def least_trained(self) -> float:
+        """Share of the nodes that a round of training needs: ``min-participation``, or all where
+        each draws a share of the noise, since a sum without one of them would lack it."""
+        return 1.0 if self.private and self.dp_noise_on == "nodes" else self.min_participation
+
+    @property
     def home_folder(self) -> Path:
         """Where runs and caches live on this machine; ``~`` is the user that runs the process."""
         return Path(self.home).expanduser()

@@ -10,7 +10,7 @@ class FedDMMRError(Exception):
     def __init__(
         self, what: str, *, where: str = "", expected: str = "", got: str = "", todo: str = ""
     ) -> None:
-        self.what = what
+        self.what, self.expected = what, expected
         labelled = [("where: ", where), ("expected ", expected), ("got ", got), ("do: ", todo)]
         parts = [what] + [label + text for label, text in labelled if text]
         super().__init__(" ".join("; ".join(parts).split()))

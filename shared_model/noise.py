@@ -7,6 +7,7 @@ that it repeats tells nothing new.
 
 import hashlib
 import hmac
+import json
 import os
 import secrets
 from pathlib import Path
@@ -67,8 +68,7 @@ def keep_secret(path: Path) -> bytes:
 
 def derive(secret: bytes, *names: int | str) -> bytes:
     """A key for one purpose (HMAC-SHA256): it tells nothing of the secret or of another key."""
-    text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
-    return hmac.new(secret, text.encode(), hashlib.sha256).digest()
+    return hmac.new(secret, json.dumps(names).encode(), hashlib.sha256).digest()
 
 
 def array_noise(key: bytes, name: str, shape: torch.Size, std: float) -> Tensor:

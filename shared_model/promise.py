@@ -22,6 +22,8 @@ def check_promise(settings: "Settings") -> None:
         _refuse(
             "so little noise promises nothing", "dp-noise-multiplier", f">= {LEAST_NOISE}", noise
         )
+    if settings.dp_noise_on == "nodes" and not noise:
+        _refuse("without noise no node draws any", "dp-noise-multiplier", "> 0", "0")
     if settings.dp_epsilon and not noise:
         _refuse("a budget is spent by noise alone", "dp-noise-multiplier", "> 0", "0")
     if noise and settings.stage != 1 and settings.memory_novelty < 0:

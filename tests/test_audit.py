@@ -318,7 +318,7 @@ def test_crafted_answers_are_not_noticed(run: AuditedRun) -> None:
         assert people == users or _surprise(people + 2, users, fraction) > 0.7 * _IMPOSSIBLE
     keys = overrides(run.settings, Privacy(1.0, 1.0))["clipping"]
     log = run.work / "log.txt"
-    before = len(log.read_text())
+    before = len(log.read_text()) if log.exists() else 0  # other tests train under this run, too
     Promotion(run, 5, 3, CRAFTED, 1).poisoned(run.released.arrays, keys)
     assert "dropped" not in log.read_text()[before:]
 

@@ -14,7 +14,7 @@ from benchmarks.speed_work import Work, Workers, engine_round, open_work, plain_
 from client_app.data import Dataset, open_dataset
 from client_app.train import train_round
 from shared_model.config import Value, default_config
-from shared_model.errors import DataError
+from shared_model.errors import DataError, WorkerError
 from shared_model.model import read_groups
 
 CONFIG = default_config(Path(__file__).parents[1] / "pyproject.toml")
@@ -83,6 +83,15 @@ def test_workers_share_the_users(small_dataset: Dataset) -> None:
         workers.close()
     assert users == engine_round(work, 3)
     assert seconds > 0
+
+
+def test_a_worker_that_dies_ends_the_measurement(small_dataset: Dataset) -> None:
+    config = CONFIG | TINY | {"dataset": str(small_dataset.folder)}
+    workers = Workers(config | {"home": str(small_dataset.folder.parent)}, 1, 1)
+    workers._processes[0].kill()
+    with pytest.raises((WorkerError, BrokenPipeError)):
+        workers.round(1)
+    workers.close()
 
 
 def test_the_command_measures_and_writes(

@@ -1,5 +1,6 @@
 """`tensorboard=true`: what TensorBoard reads is what the manifest says, each point once."""
 
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from server_app.events import Events, spent
+from server_app.events import Events
 from server_app.rounds import StageRun
 from shared_model.errors import ConfigError, ManifestError
 from shared_model.stages import STAGES
@@ -120,21 +121,11 @@ def test_what_is_said_again_replaces_what_was_said(tmp_path: Path) -> None:
         events = Events(tmp_path / "runs/default", 1, first, wanted=True)
         for round_ in range(first, 4 if first == 0 else 3):
             entry = {"round": round_, "participants": 1, "loss": loss, "dropped": []}
-            events.add(entry, {"delta": 1e-5, "epsilon": [0.1] * round_ + [0.5 + round_]})
+            events.add(entry | ({"epsilon": 0.5 + round_} if round_ != 1 else {}))
         # Not closed: the first process was killed.
     found = read(tmp_path, 1)
     assert points(found, "train/loss") == {0: 1.0, 1: 1.0, 2: 5.0}
-    assert points(found, "privacy/epsilon") == {0: 0.5, 1: 1.5, 2: 2.5}
-
-
-def test_a_ledger_of_any_form_tells_what_is_spent() -> None:
-    assert spent({}) == {}
-    assert spent({"delta": 1e-5, "mechanism": "gauss", "ok": True}) == {"delta": 1e-5}
-    rounds = [{"round": 1, "epsilon": 0.5}, {"round": 2, "epsilon": 0.75}]
-    assert spent({"rounds": rounds, "epsilons": [0.1, 0.2], "none": []}) == {
-        "rounds": 0.75,
-        "epsilons": 0.2,
-    }
+    assert points(found, "privacy/epsilon") == {0: 0.5, 2: 2.5}  # told where it was worked out
 
 
 def test_without_the_package_the_run_is_refused_before_it_begins(
@@ -146,6 +137,32 @@ def test_without_the_package_the_run_is_refused_before_it_begins(
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "home").exists()
     go(tmp_path / "home", dataset, stage=1, num_rounds=1)
+
+
+def test_a_full_disk_is_one_line_and_the_round_is_repeated(
+    dataset: Path,
+    plain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],  # what is printed is not a file then
+) -> None:
+    """The disk is full while round 1 is told, and still is when the file is closed."""
+    add, limits = Events.add, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(self: Events, entry: dict[str, Any]) -> None:
+        if entry["round"] == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        add(self, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Events, "add", full)
+        try:
+            with pytest.raises(ManifestError, match=r"File too large.*free disk space"):
+                go(tmp_path, dataset, tensorboard=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    go(tmp_path, dataset, tensorboard=True)
+    assert outcome(tmp_path) == outcome(plain)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(dataset: Path, tmp_path: Path) -> None:

@@ -306,6 +306,22 @@ def test_too_few_nodes_are_waited_for(shifting: Shifting) -> None:
     assert [node for type_, node in grid.sent if type_ == "train"][6:8] == [70, 1002]
 
 
+def test_where_all_draw_noise_a_single_node_is_waited_for(shifting: Shifting) -> None:
+    private = {"dp_clip_norm": 0.5, "dp_noise_multiplier": 1.0, "dp_noise_on": "nodes"}
+    grid = shifting.new_grid(weighting="uniform", aggregation="mean", **private)
+
+    def leave() -> None:
+        grid.leave(1)
+        grid.looks = [lambda: None, lambda: None, lambda: grid.come(77, **partition(1))]
+
+    record = shifting.go("back", {2: leave})
+    assert by_round(record, "joined") == {3: ["partition-1"]}
+    assert not any(dropped(record).values())
+    assert [entry["nodes"] for entry in record["rounds"]] == [3] * 5
+    with pytest.raises(RoundError, match=r"online.*expected 100% of the nodes; got 2 of 3"):
+        shifting.go("away", {2: lambda: grid.leave(2)})
+
+
 def test_too_few_nodes_stop_the_run_and_it_resumes(shifting: Shifting) -> None:
     whole, grid = shifting.go("whole"), shifting.new_grid()
     with pytest.raises(RoundError) as raised:
@@ -323,7 +339,7 @@ def test_too_few_nodes_stop_the_run_and_it_resumes(shifting: Shifting) -> None:
 
 def test_a_round_that_fails_twice_says_how_to_resume(shifting: Shifting) -> None:
     grid = shifting.grid
-    with pytest.raises(RoundError, match=r"twice; where: stage 1, round 2;.*50% of 3 nodes") as e:
+    with pytest.raises(RoundError, match=r"twice; where: stage 1, round 2;.*50% of the nodes") as e:
         shifting.go("silent", {1: lambda: grid.hung.update((1001, 1002))})
     assert "got partition-1: no reply" in str(e.value)
     assert "stage=1 run='silent'" in str(e.value)

@@ -28,6 +28,7 @@ def overrides(settings: Settings, privacy: Privacy) -> dict[str, dict[str, Value
     (``aggregation``) stays.
     """
     off: dict[str, Value] = {"dp-noise-multiplier": 0.0, "dp-epsilon": 0.0}
+    off |= {"dp-noise-on": "server"}
     sums: dict[str, Value] = {"weighting": "uniform", "aggregation": "mean"}
     clip: dict[str, Value] = sums | off | {"dp-clip-norm": privacy.clip_norm}
     noise: dict[str, Value] = clip | {"dp-noise-multiplier": privacy.multiplier}
