@@ -7,6 +7,7 @@ app numbers them.
 import copy
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -198,7 +199,8 @@ class Workers:
         """Users trained by all, and the seconds until the last was done."""
         started = time.perf_counter()
         for pipe in self._pipes:
-            pipe.send(number)
+            with suppress(BrokenPipeError):  # its answer is missed below
+                pipe.send(number)
         trained = sum(self._answer(pipe) for pipe in self._pipes)
         return trained, time.perf_counter() - started
 
@@ -213,7 +215,7 @@ class Workers:
     def _answer(pipe: Connection) -> int:
         try:
             return int(pipe.recv())
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             raise WorkerError("a process that was measured died; it said why above") from error
 
 
