@@ -11,7 +11,6 @@ round.
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -26,8 +25,8 @@ from rich.table import Table
 
 from benchmarks.fault_cases import FAULTS, UNDISTURBED, Fault, FaultyGrid
 from benchmarks.fault_stock import outcome
+from benchmarks.output import write_json
 from server_app.app import federate
-from server_app.checkpoint import write_atomically
 from server_app.manifest import Record
 from shared_model import messages
 from shared_model.config import AGGREGATIONS, Value, default_config, key_of, parse_settings
@@ -137,7 +136,7 @@ def benchmark(args: argparse.Namespace) -> Record:
         for number, fault in enumerate((f for f in FAULTS if f.name in args.faults), start=1):
             row = bench.row(fault, undisturbed, grid.replies)
             result["rows"].append(row)
-            write_atomically(args.out, json.dumps(result, indent=1).encode())
+            write_json(args.out, result)
             print(f"[{number}/{len(args.faults)}] {fault.name}: {row['seconds']} s", flush=True)
     return result
 

@@ -8,7 +8,6 @@ bar is missed; the JSON has every figure. The bars are MovieLens-1M's.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -20,8 +19,8 @@ from flwr.app import Message, RecordDict
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.output import write_json
 from server_app.app import federate
-from server_app.checkpoint import write_atomically
 from server_app.manifest import Record
 from shared_model import messages
 from shared_model.config import Value, key_of, parse_settings
@@ -180,7 +179,7 @@ def main(given: list[str] | None = None) -> None:
     args = _arguments(given)
     try:
         result = benchmark(args)
-        write_atomically(args.out, json.dumps(result, indent=1).encode())
+        write_json(args.out, result)
     except (FedDMMRError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -9,7 +9,6 @@ command goes on where a killed one stopped. Everything about a row in the JSON c
 
 import argparse
 import contextlib
-import json
 import shutil
 import sys
 import time
@@ -18,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablations import BACKBONE, NAMES, Changes, Row, squeezed_dataset, table_rows
+from benchmarks.output import write_json
 from benchmarks.quality_table import print_table
 from client_app.compile import publish, temporary_sibling
 from client_app.content import content_dims
 from client_app.data import Dataset, open_dataset
-from server_app.checkpoint import load_checkpoint, write_atomically
+from server_app.checkpoint import load_checkpoint
 from server_app.manifest import Record, open_manifest
 from shared_model.config import key_of
 from shared_model.errors import ConfigError, DataError, FedDMMRError, ManifestError
@@ -134,7 +134,7 @@ def benchmark(args: argparse.Namespace) -> Record:
         result["dataset"] |= document["dataset"]
         result["app"] = document["app"]
         result["rows"] += entries
-        write_atomically(args.output, json.dumps(result, indent=1).encode())
+        write_json(args.output, result)
         print(f"{label}: done in {time.monotonic() - started:.1f} s", flush=True)
     return result
 

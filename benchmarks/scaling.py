@@ -25,11 +25,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.output import write_json
 from benchmarks.populations import made_up
 from client_app.data import open_dataset
 from server_app.asking import Asking
 from server_app.census import take_census
-from server_app.checkpoint import write_atomically
 from server_app.optimizers import ServerOptimizer
 from server_app.strategy import StageStrategy
 from shared_model.config import Value, default_config, parse_settings
@@ -185,7 +185,7 @@ def main(given: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as name:
             rows = benchmark(args, Path(name))
         found = compared(rows)
-        write_atomically(args.out, json.dumps({"rows": rows, "compared": found}, indent=1).encode())
+        write_json(args.out, {"rows": rows, "compared": found})
     except (FedDMMRError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -20,7 +20,6 @@ in its workers Stage 3 simulates them each round, since its backbone has moved.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -35,10 +34,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.output import write_json
 from benchmarks.populations import some_users
 from benchmarks.speed_flower import Flower, own_flower
 from benchmarks.speed_work import Work, Workers, engine_round, open_work, plain_round
-from server_app.checkpoint import write_atomically
 from shared_model.config import Value, default_config
 from shared_model.errors import FedDMMRError
 from tools.run_command import merge, own_app
@@ -129,7 +128,7 @@ def benchmark(args: argparse.Namespace) -> dict[str, Any]:
             one["cpu_seconds"] = ratio(pairs, "cpu_seconds")
         result["ratios"].append(one)
         result["rows"] += [row | {"stage": stage} for pair in pairs for row in pair]
-        write_atomically(args.out, json.dumps(result, indent=1).encode())
+        write_json(args.out, result)
 
     with tempfile.TemporaryDirectory() as name, own_flower(Path(name)) as flower:
         folder = args.dataset.absolute()

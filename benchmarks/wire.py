@@ -9,7 +9,6 @@ model of the stage, down and up, to every node in every round.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections import defaultdict
@@ -24,8 +23,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.output import write_json
 from server_app.app import federate
-from server_app.checkpoint import write_atomically
 from shared_model import messages
 from shared_model.config import Value, default_config, parse_settings
 from shared_model.errors import FedDMMRError
@@ -148,7 +147,7 @@ def main(given: list[str] | None = None) -> None:
             config |= {"dataset": args.dataset, "num-rounds": args.rounds}
             config |= {"evaluate-every": args.rounds} | merge([], args.set)
             rows = summary(measure(config, args.nodes))
-        write_atomically(args.out, json.dumps(rows, indent=1).encode())
+        write_json(args.out, rows)
     except (FedDMMRError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

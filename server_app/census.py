@@ -47,6 +47,7 @@ class Census:
             "items": self.num_items,
             "interactions": sum(node.interactions for node in self.nodes.values()),
             "cold_items": self._any.cold_items,
+            "catalogue_sha256": self.catalogue_sha256,
             "sha256": hashlib.sha256(both.encode()).hexdigest(),
         }
 

@@ -15,15 +15,17 @@ from shared_model.fingerprint import file_sha256
 from shared_model.model import Arrays
 
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
+_RESUBMIT = "free disk space or choose another 'home', then submit the same run again"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, todo: str = _RESUBMIT) -> None:
     """Temporary file, fsync, rename, fsync of the folder: ``path`` is whole or as it was.
 
     ``ManifestError`` if the disk is full or the folder cannot be written; nothing is left behind.
+    ``todo`` is its advice.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with _explained("cannot write an artifact", path):
+    with _explained("cannot write an artifact", path, todo):
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -43,21 +45,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def remove(path: Path) -> None:
     """Delete an artifact that nobody needs. ``ManifestError`` if the folder cannot be written."""
-    with _explained("cannot delete an old artifact", path):
+    with _explained("cannot delete an old artifact", path, _RESUBMIT):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _explained(what: str, path: Path) -> Iterator[None]:
+def _explained(what: str, path: Path, todo: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ManifestError(
-            what,
-            where=str(path),
-            got=str(error),
-            todo="free disk space or choose another 'home', then submit the same run again",
-        ) from error
+        raise ManifestError(what, where=str(path), got=str(error), todo=todo) from error
 
 
 def save_checkpoint(

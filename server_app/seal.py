@@ -89,7 +89,7 @@ _MANIFEST = {
     "format": lambda value: value == FORMAT,
     "run": _text,
     "app": {"sha256": _hash},
-    "dataset": {"sha256": _hash},
+    "dataset": {"sha256": _hash, "catalogue_sha256": _hash},
     "features": {"sha256": _hash},
     "stages": {_ANY: _STAGE},
     "superseded": [

@@ -8,12 +8,14 @@ import json
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -197,7 +199,7 @@ def test_health_is_whether_the_program_answers() -> None:
             self.end_headers()
 
     with HTTPServer(("127.0.0.1", 0), Healthy) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         proxy = {"http_proxy": "http://127.0.0.1:9"}  # is not asked
         assert python("health.py", HEALTH_URL=f"{url}/health", **proxy).returncode == 0
@@ -300,6 +302,38 @@ def test_a_node_ends_with_all_that_it_started(tmp_path: Path) -> None:
     assert process.pid in processes_of(home)
     running.kill(0)
     eventually(lambda: not processes_of(home), 10)
+
+
+def test_another_programs_port_is_refused(tmp_path: Path) -> None:
+    """It would be taken for the SuperLink, and the nodes would go there."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(RunError, match=rf"port is taken; where: 127\.0\.0\.1:{port}"),
+            Federation(tmp_path / "new", [], port=port),
+        ):
+            pass
+    assert processes_of(tmp_path / "new" / "superlink" / "flwr") == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
+def test_ctrl_c_twice_while_it_starts_leaves_no_program(tmp_path: Path) -> None:
+    """The second one comes while the programs are being ended; they ignore the first signal."""
+
+    class Stubborn(Federation):
+        supernode = ("sh", "-c", "trap '' TERM; echo up; sleep 60 & wait; wait; wait")
+
+        def restart(self, number: int) -> None:
+            super().restart(number)
+            eventually(lambda: "up" in self.log(f"node-{number}"), 30)
+            if number == 1:
+                threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), Stubborn(tmp_path / "new", ["", "", ""]):
+        pass
+    for name in ("superlink", "node-0", "node-1"):
+        assert processes_of(tmp_path / "new" / name / "flwr") == []
 
 
 def test_a_federation_wants_datasets_and_a_new_folder(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def test_the_manifest_keeps_its_contract(run: Any, tmp_path: Path) -> None:
     manifest = run(2)
     on_disk = json.loads((tmp_path / "home/runs/default/manifest.json").read_text())
     assert on_disk == json.loads(json.dumps(manifest))
-    assert set(manifest["dataset"]) == {"users", "items", "interactions", "cold_items", "sha256"}
+    counts = {"users", "items", "interactions", "cold_items"}
+    assert set(manifest["dataset"]) == counts | {"sha256", "catalogue_sha256"}
     assert manifest["dataset"]["users"] == 20
     stage = manifest["stages"]["1"]
     fields = "status parent_sha256 checkpoint sha256 loaded trained frozen config seed best_round"

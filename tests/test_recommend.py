@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from client_app import evaluate
+from client_app.compile import write_dataset
 from client_app.content import open_content
 from client_app.data import Dataset, input_lengths, open_dataset
 from client_app.recall import Recall, memory_settings
@@ -26,6 +28,7 @@ from tools.in_process import run_in_process
 from tools.recommend import Adviser, rank_of, recommend
 from tools.recommend_parts import PARTS, parts_of
 from tools.recommend_titles import Catalogue, row_of_user
+from tools.runs_data import differences
 from tools.runs_read import Run, read_run
 
 
@@ -213,6 +216,32 @@ def test_what_is_unclear_is_refused_in_one_line(
     assert (code, out) == (1, "")
     last = err.splitlines()[-1]
     assert pd.Series([last]).str.contains(named).all(), err
+
+
+def test_a_site_may_ask_for_its_users_but_not_for_another_catalogue(
+    feddmmr: Feddmmr,  # noqa: F811
+    trained: tuple[Run, Dataset],
+    tmp_path: Path,
+) -> None:
+    """Of another one each index is another item, with as many items and the same features, too."""
+    run, dataset = trained
+    parts = tmp_path / "parts"
+    assert feddmmr("data", "split", dataset.folder, parts, "--num-partitions", 2)[0] == 0
+    table = pd.read_parquet(dataset.folder / "interactions.parquet")
+    items = pd.read_csv(dataset.folder / "items.csv")[["item_id", "cold"]]
+    features = load_file(dataset.folder / "features.safetensors")
+    renamed = [each.assign(item_id=each["item_id"] + 1) for each in (table, items)]
+    others = tmp_path / "others"
+    write_dataset(others, *renamed, features, "others", dataset.info["encoders"])
+    assert open_dataset(others).num_items == dataset.num_items
+    assert differences(run, open_dataset(others)) == ["dataset"]  # the same features
+    ask = ("recommend", "--home", run.folder.parents[1], "--history", "item 1; item 2", "--dataset")
+    code, out, err = feddmmr(*ask, dataset.folder)
+    assert (code, err) == (0, "")
+    code, same, err = feddmmr(*ask, parts / "part-0")
+    assert (code, same, err.count("note: other users than the run's")) == (0, out, 1)
+    code, _, err = feddmmr(*ask, others)
+    assert (code, "trained on other dataset" in err) == (1, True)
 
 
 def test_an_unfinished_stage_and_a_damaged_checkpoint_are_refused(

@@ -6,6 +6,7 @@ reads the same few runs, which are trained once.
 
 import json
 import re
+import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,12 +23,13 @@ from server_app.rounds import StageRun
 from shared_model.stages import STAGES
 from tests.conftest import CutError, MakeDataset
 from tests.test_stages import SETTINGS, edit_manifest, watching, write_mixed
-from tools import cli
+from tools import cli, runs_report, runs_verify
 from tools.baselines import evaluate_baselines
 from tools.in_process import run_in_process
 from tools.runs_compare import difference
 from tools.runs_plots import epsilons
-from tools.runs_read import size, spoken
+from tools.runs_read import Run, size, spoken
+from tools.runs_verify import Check
 
 Feddmmr = Callable[..., tuple[int, str, str]]
 SHORT = SETTINGS | {"num_rounds": 2}
@@ -159,6 +161,30 @@ def test_verify_names_a_damaged_checkpoint(
     assert f"stage {stage}, best" in err
 
 
+def test_verify_looks_again_at_a_run_that_went_on_meanwhile(
+    feddmmr: Feddmmr, runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round is saved, and its predecessor's file removed, between the reading and the checks."""
+    home, looked = tmp_path / "home", []
+    shutil.copytree(runs[0] / "runs/cut", home / "runs/cut")
+    original = runs_verify.verify_run
+
+    def late(run: Run, *rest: Any) -> list[Check]:
+        if not looked:
+            cut = runs[0] / "runs/cut"
+            given = {"home": str(home), "dataset": str(runs[1]), "run": "cut"}
+            run_in_process(2, **(SHORT | given))
+            assert (cut / run.data["stages"]["2"]["last"]["file"]).is_file()
+            assert not (home / "runs/cut" / run.data["stages"]["2"]["last"]["file"]).exists()
+        looked.append(run.data["stages"]["2"]["status"])
+        return original(run, *rest)
+
+    monkeypatch.setattr(runs_verify, "verify_run", late)
+    code, out, err = feddmmr("runs", "verify", "cut", "--home", home)
+    assert (code, err) == (0, ""), out
+    assert looked == ["failed", "complete"]
+
+
 @pytest.mark.parametrize(
     ("stage", "changes", "named"),
     [
@@ -227,6 +253,7 @@ def test_compare_shows_figures_differences_and_settings(
     assert re.findall(r"│ (\d) +│ (\S+) +│ (\S+) +│ (\S+)", settings) == [
         ("1", "dropout", "0", "0.2")
     ]
+    assert "stale" not in out
     code, out, _ = feddmmr("runs", "compare", "other", "short", "--home", runs[0])
     assert "num-rounds" in out
     assert "note:" not in out
@@ -275,6 +302,61 @@ def test_the_report_has_tables_plots_and_baselines(
     first = page
     assert feddmmr(*arguments)[0] == 0  # a report is made anew, and the same
     assert (out / "index.html").read_text() == first
+
+
+def test_figures_of_a_stale_stage_are_marked(
+    feddmmr: Feddmmr, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """They are those of a model that stands on a stage which is not there any more."""
+    home = copied(runs, tmp_path)
+    edit_manifest(home, 3, status="stale")
+    shutil.copytree(runs[0] / "runs/whole", home / "runs/whole")
+    out = feddmmr("runs", "compare", "whole", "default", "--home", home)[1]
+    lines = [line for line in out.splitlines() if re.match(r"│ \d +│ \S+ +│ (full|uni)", line)]
+    assert {line[2] for line in lines} == {"1", "2", "3"}
+    assert all(line.count("(stale)") == (line[2] == "3") for line in lines)
+    feddmmr("runs", "report", "default", "--home", home, "--out", tmp_path / "out")
+    page = (tmp_path / "out/index.html").read_text()
+    assert re.findall(r"<td>(Stage \d.*?)</td>", page) == ["Stage 1", "Stage 2", "Stage 3 (stale)"]
+
+
+def test_a_report_that_was_cut_off_is_written_anew(
+    feddmmr: Feddmmr, runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a picture of an older report, which the run does not have now, does not stay."""
+    out, write, written = tmp_path / "out", runs_report.write_atomically, []
+
+    def cut(path: Path, *rest: Any) -> None:
+        if len(written) == 2:
+            raise CutError
+        written.append(path.name)
+        write(path, *rest)
+
+    arguments = ("runs", "report", "other", "--home", runs[0], "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs_report, "write_atomically", cut)
+        with pytest.raises(CutError):
+            feddmmr(*arguments)
+    (out / "mixture.png").write_bytes(b"older")
+    (out / "mine.png").write_bytes(b"mine")
+    assert feddmmr(*arguments)[0] == 0
+    assert (out / "mine.png").read_bytes() == b"mine"
+    assert not (out / "mixture.png").exists()
+    assert (out / "results.png").stat().st_size > 1000
+
+
+def test_a_report_on_a_full_disk_says_what_to_do(
+    feddmmr: Feddmmr, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        arguments = ("runs", "report", "short", "--home", runs[0], "--out", tmp_path / "out")
+        code, _, err = feddmmr(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "File too large; do: free disk space or choose another --out" in err
 
 
 @pytest.mark.parametrize(("name", "stages"), [("other", 1), ("short", 1), ("cut", 2)])

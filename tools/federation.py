@@ -10,9 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from tools.access import Access
 from tools.superlink import Outcome, RunError, SuperLink, last_line, open_superlink
 
 CONNECTION = "federation"
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is gone
 _PROGRAMS = Path(sys.executable).parent
 
 
@@ -181,6 +183,7 @@ class Federation:
 
     def _start_superlink(self) -> None:
         host, _, port = self.address.partition(":")
+        _refuse_taken(host, int(port))
         options = ["--host", host, "--port", port, "--database", str(self.folder / "state.db")]
         program = str(_PROGRAMS / "flower-superlink")
         process = self.start("superlink", [program, *self.access.superlink, *options])
@@ -207,8 +210,39 @@ class Federation:
                 process.wait(5.0)
 
     def _end(self) -> None:
-        for name in reversed(list(self._running)):
-            self._stop(name, signal.SIGTERM)
+        """End all programs. A second Ctrl-C, or one that `uv run` passes on, leaves no half."""
+        with _undisturbed():
+            for name in reversed(list(self._running)):
+                self._stop(name, signal.SIGTERM)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that end a program are ignored (in the main thread, which alone gets them)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in ENDINGS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """RunError if another program listens there: it would be taken for the SuperLink."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does, after a restart
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise RunError(
+                "the SuperLink's port is taken",
+                where=f"{host}:{port}",
+                got=str(error),
+                todo="end what listens there, or choose another with --port",
+            ) from error
 
 
 def _of(number: int, options: Sequence[str]) -> list[str]:

@@ -1,14 +1,16 @@
 """`feddmmr federation`: SuperLink and SuperNodes on this machine, until Ctrl-C; no Docker."""
 
 import signal
+import sys
 from pathlib import Path
+from shlex import join, quote
 from typing import Annotated
 
 import typer
 
 from shared_model.errors import ConfigError
 from tools.access import secured
-from tools.federation import CONNECTION, Federation
+from tools.federation import CONNECTION, ENDINGS, Federation
 
 
 def federation(
@@ -28,20 +30,23 @@ def federation(
     _refuse_missing(data)
     nodes = [f'data-dir="{part.absolute()}" name="node-{i}"' for i, part in enumerate(data)]
     access = secured(keys) if keys else None
-    for end in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal is gone
+    for end in ENDINGS:
         signal.signal(end, signal.default_int_handler)
     try:
         with Federation(folder, nodes, access, port) as running:
             print(f"a SuperLink at {running.address}, {len(nodes)} nodes; logs: {folder}/*/log")
-            print(f"FLWR_HOME={running.flower_home} feddmmr run --connection {CONNECTION}")
+            print(_how_to_run(running))
             print(f"results: {running.home.with_name('.feddmmr')}", flush=True)
-            try:
-                running.watch()
-            finally:  # a second Ctrl-C, or one that `uv run` passes on again, must not leave half
-                for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                    signal.signal(again, signal.SIG_IGN)
+            running.watch()
     except KeyboardInterrupt:
         print("ended")
+
+
+def _how_to_run(federation: Federation) -> str:
+    """The command that submits a run to all its nodes, from any folder."""
+    nodes = f"min-nodes={len(federation.nodes)}"
+    program = [sys.argv[0], "run", "--connection", CONNECTION, "--set", nodes]
+    return f"FLWR_HOME={quote(str(federation.flower_home))} {join(program)}"
 
 
 def _refuse_missing(data: list[Path]) -> None:

@@ -78,8 +78,8 @@ def _data(run: "Run", home: Path, folder: Path | None) -> "Dataset":
         return dataset
     dataset = open_dataset(folder.expanduser().resolve())
     other = differences(run, dataset)
-    same_size = dataset.num_items == run.data["dataset"]["items"]
-    if other == ["dataset"] and dataset.features_sha256 and same_size:
+    same = dataset.catalogue_sha256 == run.data["dataset"]["catalogue_sha256"]
+    if other == ["dataset"] and same:
         print("note: other users than the run's, with the same catalogue", file=sys.stderr)
     else:
         require_same(run, dataset)

@@ -17,14 +17,21 @@ import typer
 
 from shared_model.errors import ConfigError
 from shared_model.stages import STAGES
-from tools.superlink import COMPLETED, NO_HEARTBEAT, Outcome, RunError, SuperLink, open_superlink
+from tools.superlink import (
+    COMPLETED,
+    NO_HEARTBEAT,
+    Log,
+    Outcome,
+    RunError,
+    SuperLink,
+    open_superlink,
+)
 
 Overrides = dict[str, Any]
 _RESUMES = 3
-_LET_GO = (
-    30.0  # seconds: what still runs learns at its next heartbeat that it was given up, and ends
-)
+_LET_GO = 30.0  # seconds: what still runs learns at its next heartbeat that it was given up
 INTERRUPTED = 130
+_LOCAL = "local"
 
 
 def run(
@@ -54,7 +61,7 @@ def run(
     num_supernodes: Annotated[int, typer.Option(min=1, help="Simulated SuperNodes.")] = 2,
     cpus_per_node: Annotated[int, typer.Option(min=1, help="CPUs that one node takes.")] = 1,
     gpus_per_node: Annotated[float, typer.Option(min=0, help="GPUs that one node takes.")] = 0.0,
-    connection: Annotated[str, typer.Option(help="Connection of the Flower config.")] = "local",
+    connection: Annotated[str, typer.Option(help="Connection of the Flower config.")] = _LOCAL,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="No SuperLink, no Ray: everything in this process.")
     ] = False,
@@ -66,6 +73,7 @@ def run(
     settings = [checked(app or own_app(), overrides) for overrides in runs]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if in_process:
+        _refuse_ignored(connection, cpus_per_node, gpus_per_node)
         for values in settings:
             _run_here(app, values, num_supernodes)
         return
@@ -183,6 +191,17 @@ def _absolute(dataset: str | None) -> str | None:
     return str(Path(dataset).expanduser().resolve()) if dataset else dataset
 
 
+def _refuse_ignored(connection: str, cpus: int, gpus: float) -> None:
+    given = {"--connection": connection != _LOCAL, "--cpus-per-node": cpus != 1}
+    given["--gpus-per-node"] = gpus != 0
+    if any(given.values()):
+        raise ConfigError(
+            "--in-process has no SuperLink and no Ray, whose options these are",
+            expected="--num-supernodes and run-config keys alone",
+            got=", ".join(name for name, is_given in given.items() if is_given),
+        )
+
+
 def _run_here(app: Path | None, settings: Overrides, num_supernodes: int) -> None:
     from tools.in_process import run_in_process
 
@@ -198,7 +217,7 @@ def _run_here(app: Path | None, settings: Overrides, num_supernodes: int) -> Non
 
 def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str) -> None:
     """Run it to its end; again where Flower gave it up since its machine slept, say: it resumes."""
-    run_id, outcome, app_error = _submitted(superlink, app, overrides, nodes)
+    run_id, outcome, log = _submitted(superlink, app, overrides, nodes)
     for _ in range(_RESUMES):
         if outcome.details != NO_HEARTBEAT:
             break
@@ -208,15 +227,16 @@ def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str
             file=sys.stderr,
         )
         time.sleep(_LET_GO)
-        again = overrides | {"redo": False}  # what it asked for has begun
-        run_id, outcome, app_error = _submitted(superlink, app, again, nodes)
-    verdict(run_id, outcome, app_error)
+        if log.trained:  # what was to be trained again has begun: now it goes on
+            overrides = overrides | {"redo": False}
+        run_id, outcome, log = _submitted(superlink, app, overrides, nodes)
+    verdict(run_id, outcome, log.error)
 
 
 def _submitted(
     superlink: SuperLink, app: Path, overrides: Overrides, nodes: str
-) -> tuple[str, Outcome, str]:
-    """Submit a run and follow it to its end: its id, how it ended, the app's last error line."""
+) -> tuple[str, Outcome, Log]:
+    """Submit a run and follow it to its end: its id, how it ended, what the app printed."""
     run_id = ""
     try:
         with tempfile.TemporaryDirectory(prefix="feddmmr-") as folder:
@@ -224,8 +244,8 @@ def _submitted(
             file.write_text(as_toml(overrides), encoding="utf-8")
             run_id = superlink.submit(app.resolve(), file, nodes)
         print(f"run {run_id} on {superlink.connection}", flush=True)
-        app_error = superlink.follow(run_id)
-        return run_id, superlink.wait(run_id), app_error
+        log = superlink.follow(run_id)
+        return run_id, superlink.wait(run_id), log
     except KeyboardInterrupt:
         if not run_id:
             _interrupted("the run may have been submitted: see `flwr list`")

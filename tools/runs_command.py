@@ -40,17 +40,15 @@ def show(run: Name, home: Home = None) -> None:
     closing_table(Manifest(found.folder, found.data))
 
 
-@app.command()
-def verify(run: Name, home: Home = None, dataset: Dataset = None) -> None:
+@app.command("verify")
+def verify_(run: Name, home: Home = None, dataset: Dataset = None) -> None:
     """Check seal, order of the stages, checkpoints and data; the exit code is 0 if all holds."""
     from shared_model.errors import ManifestError
-    from tools.runs_read import home_folder, read_run
+    from tools.runs_read import home_folder
     from tools.runs_tables import checks_table
-    from tools.runs_verify import verify_run
+    from tools.runs_verify import verify
 
-    folder = home_folder(home)
-    found = read_run(folder, run)  # refuses what is not sealed as it was saved
-    checks = verify_run(found, folder, dataset)
+    found, checks = verify(home_folder(home), run, dataset)
     _print(checks_table(found, checks))
     if wrong := [check for check in checks if check.ok is False]:
         raise ManifestError(

@@ -9,7 +9,7 @@ from rich.text import Text
 from server_app.report import TABLE_GROUPS
 from shared_model.metrics import PROTOCOLS
 from shared_model.stages import STAGES
-from tools.runs_read import Run, cell, plain, two
+from tools.runs_read import Run, cell, plain, stale, two
 
 _ABSENT = "-"
 
@@ -39,12 +39,14 @@ def _figures(runs: Sequence[Run], every_group: bool) -> Table:
     for run in runs:
         table.add_column(Text(run.name), justify="right")
     for number in STAGES:
+        records = [run.data["stages"].get(str(number)) for run in runs]
+        marks = [stale(record) if record else "" for record in records]
         for group in groups_of(runs):
             if every_group or group in TABLE_GROUPS:
                 for protocol in PROTOCOLS:
                     values = [_values(run, number, group, protocol) for run in runs]
                     if any(values):
-                        table.add_row(str(number), group, protocol, *_cells(values))
+                        table.add_row(str(number), group, protocol, *_cells(values, marks))
     return table
 
 
@@ -53,12 +55,12 @@ def _values(run: Run, number: int, group: str, protocol: str) -> dict[str, float
     return None if record is None else cell(record, "test", group, protocol)
 
 
-def _cells(values: Sequence[dict[str, float] | None]) -> list[str]:
-    first = values[0]
-    cells = [two(first)]
-    for other in values[1:]:
-        both = first is not None and other is not None
-        cells.append(two(other) + (f" ({difference(first, other)})" if both else ""))
+def _cells(values: Sequence[dict[str, float] | None], marks: Sequence[str]) -> list[str]:
+    first, cells = values[0], []
+    for place, (found, mark) in enumerate(zip(values, marks, strict=True)):
+        compares = place and first is not None and found is not None
+        more = f" ({difference(first, found)})" if compares else ""
+        cells.append(two(found) + more + (mark if found else ""))
     return cells
 
 

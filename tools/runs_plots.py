@@ -58,7 +58,7 @@ def draw(run: Run, baselines: Baselines | None) -> list[Plot]:
         ) from error
     plots = []
     with mpl.rc_context(_STYLE):
-        for name, (title, caption, panels, paint) in _PLOTS.items():
+        for name, (title, caption, panels, paint) in PLOTS.items():
             figure = Figure(figsize=(_WIDTH, 0.4 + _HEIGHT * panels), layout="constrained")
             FigureCanvasAgg(figure)
             axes = figure.subplots(panels, sharex=panels > 1, squeeze=False)[:, 0]
@@ -233,7 +233,7 @@ def _privacy(run: Run, _: Baselines | None, axes: Any) -> bool:
 
 
 # Name: title, caption, panels, and who draws it; those of as many panels stand side by side.
-_PLOTS: dict[str, tuple[str, str, int, Callable[..., bool]]] = {
+PLOTS: dict[str, tuple[str, str, int, Callable[..., bool]]] = {
     "validation": (
         "Validation",
         "Solid lines: a stage begins. Dotted: its best round, the one that is kept and tested. "

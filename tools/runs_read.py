@@ -111,6 +111,11 @@ def cell(record: Record, split: str, group: str, protocol: str) -> dict[str, flo
     return found
 
 
+def stale(record: Record) -> str:
+    """A mark for figures of a stage whose parent was trained again since."""
+    return " (stale)" if record["status"] == "stale" else ""
+
+
 def two(values: dict[str, float] | None) -> str:
     """HR@10 / NDCG@10."""
     return "-" if values is None else f"{values['hr@10']:.4f} / {values['ndcg@10']:.4f}"

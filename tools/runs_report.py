@@ -15,8 +15,8 @@ from shared_model.metrics import PROTOCOLS
 from tools.feature_output import disk_faults
 from tools.run_command import defaults, own_app
 from tools.runs_data import data_of
-from tools.runs_plots import Baselines, Plot, draw, epsilons
-from tools.runs_read import Run, cell, plain, rounds_of, size, spoken, total, two
+from tools.runs_plots import PLOTS, Baselines, Plot, draw, epsilons
+from tools.runs_read import Run, cell, plain, rounds_of, size, spoken, stale, total, two
 from tools.runs_tables import scalars
 
 PAGE, _TEMPLATE = "index.html", "report.html"
@@ -39,13 +39,19 @@ def write_report(run: Run, home: Path, folder: Path | None, out: Path) -> Path:
         seed = run.stages[0][1]["seed"] if run.stages else 0
         baselines = evaluate_baselines(dataset, "test", seed)
     plots = draw(run, baselines)
-    page = _page(run, baselines, plots)
+    files = {PAGE: _page(run, baselines, plots).encode()}  # first: it marks the folder as ours
+    files |= {_picture(plot.name): plot.png for plot in plots}
     with disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
-    for plot in plots:
-        write_atomically(out / f"{plot.name}.png", plot.png)
-    write_atomically(out / PAGE, page.encode())
+        for name in set(map(_picture, PLOTS)) - files.keys():  # an older report's
+            (out / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        write_atomically(out / name, content, "free disk space or choose another --out")
     return (out / PAGE).resolve()
+
+
+def _picture(plot: str) -> str:
+    return f"{plot}.png"
 
 
 def _refuse_other(out: Path) -> None:
@@ -117,11 +123,11 @@ def _rows(run: Run, baselines: Baselines | None) -> list[tuple[str, list[str]]]:
     for number, record in run.stages:
         if record["test"]:
             cells = [two(cell(record, "test", "all", p)) for p in PROTOCOLS]
-            rows.append((f"Stage {number}", cells))
+            rows.append((f"Stage {number}{stale(record)}", cells))
     return rows
 
 
-def _groups(run: Run) -> list[tuple[str, int, list[tuple[int, list[str]]]]]:
+def _groups(run: Run) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
     """Group, its users, and the figures of each stage that has it; "all" is in the first table."""
     tested = [(number, record) for number, record in run.stages if record["test"]]
     found = {group for _, record in tested for group in record["test"]} - {"all"}
@@ -130,7 +136,10 @@ def _groups(run: Run) -> list[tuple[str, int, list[tuple[int, list[str]]]]]:
     for group in named:
         having = [(n, record) for n, record in tested if group in record["test"]]
         users = int(having[0][1]["test"][group]["full"]["users"])
-        figures = [(n, [two(cell(r, "test", group, p)) for p in PROTOCOLS]) for n, r in having]
+        figures = [
+            (f"{n}{stale(r)}", [two(cell(r, "test", group, p)) for p in PROTOCOLS])
+            for n, r in having
+        ]
         groups.append((group, users, figures))
     return groups
 

@@ -16,7 +16,9 @@ from shared_model.fingerprint import app_sha256, file_sha256
 from shared_model.model import ModelShape, Recommender, build, load_groups
 from shared_model.stages import STAGES
 from tools.runs_data import data_of
-from tools.runs_read import Run
+from tools.runs_read import Run, read_run
+
+_AGAIN = 5  # times that a run is read anew if it was saved meanwhile
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,22 @@ class Check:
     what: str
     ok: bool | None
     found: str
+
+
+def verify(home: Path, name: str, folder: Path | None) -> tuple[Run, list[Check]]:
+    """A run by its name, and every check of it (``verify_run``).
+
+    Of one that goes on, files may have gone while they were looked at: then it is read again.
+    """
+    run = read_run(home, name)
+    checks = verify_run(run, home, folder)
+    for _ in range(_AGAIN):
+        wrong = any(check.ok is False for check in checks)
+        now = read_run(home, name) if wrong else run
+        if now.data == run.data:
+            break
+        run, checks = now, verify_run(now, home, folder)
+    return run, checks
 
 
 def verify_run(run: Run, home: Path, folder: Path | None) -> list[Check]:

@@ -16,6 +16,7 @@ working folder of the call that started it, and so do all its later runs. Hence:
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from typing import Any
 from shared_model.errors import FedDMMRError
 
 ERROR_MARK = "error: "  # how the app begins the log line that says why it failed
+_ROUND = re.compile(r"stage \d round ")  # how the line of a finished round begins
 COMPLETED = "finished:completed"
 # Also when all went well: a run's process gives itself 5 s to say so, too few on a busy machine.
 NO_HEARTBEAT = "No heartbeat received from the task"
@@ -51,6 +53,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Log:
+    """What the app printed in a run."""
+
+    error: str  # its last error line, or an empty string
+    trained: bool  # whether a round was finished
+
+
+@dataclass(frozen=True)
 class SuperLink:
     """A named SuperLink connection of ``$FLWR_HOME/config.toml``, reached through the CLI."""
 
@@ -63,9 +73,9 @@ class SuperLink:
         options = ["--run-config", str(run_config), "--federation-config", federation_config]
         return str(self._ask("run", str(app), self.connection, *options)["run-id"])
 
-    def follow(self, run_id: str) -> str:
-        """Copy the run's log to stdout until the run ends; returns the app's last error line."""
-        error = ""
+    def follow(self, run_id: str) -> Log:
+        """Copy the run's log to stdout until the run ends."""
+        error, trained = "", False
         with subprocess.Popen(  # noqa: S603 (our own arguments, no shell)
             ["flwr", "log", run_id, self.connection],  # noqa: S607 (on the PATH that we set)
             stdout=subprocess.PIPE,
@@ -79,9 +89,10 @@ class SuperLink:
                 for line in log.stdout or ():
                     print(line, end="", flush=True)
                     error = line.strip() if line.startswith(ERROR_MARK) else error
+                    trained = trained or bool(_ROUND.match(line))
             finally:
                 log.terminate()
-        return error.removeprefix(ERROR_MARK)
+        return Log(error.removeprefix(ERROR_MARK), trained)
 
     def wait(self, run_id: str) -> Outcome:
         """Ask until the run is over."""
