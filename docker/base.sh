@@ -21,14 +21,15 @@ done
 image=$1 requirements=${2:-}
 suite=bookworm # its Python is 3.11
 sources=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null || true)
-found=$(sed -nE 's/^URIs: *([^ ]+).*/\1/p; s/^deb +(\[[^]]*\] +)?([^ ]+).*/\2/p' <<<"$sources" | sed -n 1p)
+found=$(sed -nE 's/^URIs: *([^ ]+).*/\1/p; s/^deb +(\[[^]]*\] +)?([^ ]+).*/\2/p' <<<"$sources")
+mirror=${DEBIAN_MIRROR:-$(grep -E '/debian/?$' <<<"$found" | sed -n 1p || true)} # no others' sources
 
 root=$(mktemp -d)
 # What is still mounted is this machine's cache of packages: then nothing is removed.
 trap 'if mountpoint -q "$root/cache"; then umount "$root/cache" || exit 1; fi; rm -rf --one-file-system "$root"' EXIT
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
-    "$suite" "$root" ${DEBIAN_MIRROR:-$found} >"$root.log" 2>&1 ||
-    fail "debootstrap failed; where: $root.log; got $(tail -n 1 "$root.log")"
+    "$suite" "$root" $mirror >"$root.log" 2>&1 ||
+    fail "debootstrap failed; where: $root.log, DEBIAN_MIRROR=$mirror; got $(tail -n 1 "$root.log")"
 rm -rf "$root.log" "$root"/usr/share/{doc,info,locale,man} "$root"/var/{cache,lib}/apt/*
 chroot "$root" python3 -m venv /opt/python
 path=/opt/python/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
