@@ -131,6 +131,13 @@ def test_an_unknown_table_is_refused_by_name() -> None:
         by_stage({"stage-4": {"seed": 1}}, {})
 
 
+@pytest.mark.parametrize("path", sorted((own_app() / "conf").glob("*.toml")), ids=lambda p: p.name)
+def test_every_frozen_config_is_one_of_this_app(path: Path) -> None:
+    for stage in (None, 1):
+        runs = by_stage(merge([path], []), {} if stage is None else {"stage": stage})
+        assert all(checked(own_app(), overrides)["run"] == path.stem for overrides in runs)
+
+
 def test_settings_are_the_defaults_under_the_overrides() -> None:
     settings = checked(own_app(), {"num-rounds": 7, "dropout": 0})
     assert (settings["num_rounds"], settings["dropout"], settings["run"]) == (7, 0.0, "default")
