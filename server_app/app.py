@@ -11,7 +11,7 @@ from server_app import report
 from server_app.census import Census, take_census
 from server_app.checkpoint import load_checkpoint
 from server_app.events import require_writer
-from server_app.ledger import Ledger, open_ledger, require_one_promise
+from server_app.ledger import Ledger, obstacle, open_ledger, require_one_promise
 from server_app.manifest import Manifest, Record, open_manifest
 from server_app.noising import noising_of
 from server_app.novelty import novelty_threshold
@@ -44,8 +44,12 @@ def main(grid: Grid, context: Context) -> None:
         raise error.with_traceback(None) from None  # Flower prints it twice; the line says it all
 
 
-def federate(grid: Grid, settings: Settings) -> Record:
-    """Run what ``settings`` asks for on the nodes of ``grid``; returns the manifest's document."""
+def federate(grid: Grid, settings: Settings, secret: bytes | None = None) -> Record:
+    """Run what ``settings`` asks for on the nodes of ``grid``; returns the manifest's document.
+
+    With differential privacy, each stage draws a ``secret`` for its noise, unless one is given: for
+    an audit, whose noise has to repeat and is never released.
+    """
     require_writer(settings)
     stages = list(STAGES.values()) if settings.stage == 0 else [stage_of(settings.stage)]
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
@@ -54,13 +58,18 @@ def federate(grid: Grid, settings: Settings) -> Record:
         manifest.bind(_app_record(), census.dataset(), census.features())
         report.say(f"{len(census.nodes)} nodes, {census.dataset()['users']} users")
         for stage in stages:
-            _run_stage(grid, settings, manifest, census, stage)
+            _run_stage(grid, settings, manifest, census, stage, secret)
         report.closing_table(manifest)
         return manifest.data
 
 
 def _run_stage(
-    grid: Grid, settings: Settings, manifest: Manifest, census: Census, stage: Stage
+    grid: Grid,
+    settings: Settings,
+    manifest: Manifest,
+    census: Census,
+    stage: Stage,
+    secret: bytes | None,
 ) -> None:
     manifest.require_order(stage, _stage_config(settings))
     if manifest.is_complete(stage.number) and not settings.redo:
@@ -70,8 +79,11 @@ def _run_stage(
         )
         return
     require_one_promise(manifest, settings)
-    record = manifest.begin(stage, _stage_config(settings), settings.redo)
-    ledger = open_ledger(settings, manifest, record, stage, census)  # may refuse: nothing is saved
+    old = manifest.stage(stage.number)
+    goes_on = old is None or obstacle(settings, manifest, old, census) is None
+    record = manifest.begin(stage, _stage_config(settings), settings.redo, goes_on)
+    # It may refuse: then nothing is saved.
+    ledger = open_ledger(settings, manifest, record, stage, census, secret)
     if record["app_sha256"] != app_sha256():
         report.say(f"note: the app's code changed since stage {stage.number} began")
     try:

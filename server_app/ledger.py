@@ -14,16 +14,18 @@ from server_app.census import Census
 from server_app.manifest import Manifest, Record
 from server_app.privacy import Mechanism, Spending, affordable, epsilon
 from shared_model.config import Settings
-from shared_model.errors import ConfigError, ManifestError, RoundError
+from shared_model.errors import ConfigError, FedDMMRError, ManifestError, RoundError
 from shared_model.fingerprint import app_sha256
-from shared_model.noise import derive, keep_secret, read_secret
+from shared_model.noise import derive, draw_secret, read_secret, write_secret
 from shared_model.stages import Stage
 
 SECRET_FILE = "noise-secret"  # noqa: S105 (a file's name)
+_OR_REDO = "or train the stage again with redo=true, which is charged"
 
 
 def require_one_promise(manifest: Manifest, settings: Settings) -> None:
-    """``ConfigError`` if the run's other training was noised and this is not, or the reverse."""
+    """``ConfigError`` if the run's other training was noised and this is not, or the reverse, or
+    had a smaller budget or another delta."""
     for record in _all_records(manifest):
         # Round 0 counts: behind it there may have been rounds that nobody saved.
         begun = bool(record["rounds"]) or bool(record["privacy"].get("releases"))
@@ -36,6 +38,20 @@ def require_one_promise(manifest: Manifest, settings: Settings) -> None:
                 got=f"{settings.dp_noise_multiplier:g}",
                 todo="choose another name with run='NAME'",
             )
+        if begun and settings.private:
+            _require_one_budget(record["privacy"], settings, str(manifest.path))
+
+
+def _require_one_budget(known: Record, settings: Settings, where: str) -> None:
+    own = settings.dp_epsilon or math.inf
+    if settings.dp_delta != known["delta"] or own > (known["budget"] or math.inf):
+        raise ConfigError(
+            "the run has a budget, which is that of all its stages",
+            where=where,
+            expected=f"dp-delta={known['delta']:g} and dp-epsilon={known['budget']:g} or less",
+            got=f"dp-delta={settings.dp_delta:g} and dp-epsilon={settings.dp_epsilon:g}",
+            todo="restore them, or choose another name with run='NAME'",
+        )
 
 
 @dataclass
@@ -98,32 +114,33 @@ class Ledger:
 
 
 def open_ledger(
-    settings: Settings, manifest: Manifest, record: Record, stage: Stage, census: Census
+    settings: Settings,
+    manifest: Manifest,
+    record: Record,
+    stage: Stage,
+    census: Census,
+    secret: bytes | None = None,
 ) -> Ledger | None:
     """The ledger of a stage that begins or goes on; ``None`` without differential privacy.
 
-    ``ConfigError`` if the budget has no round left. ``ManifestError`` if a stage that goes on would
-    release its last round again under other noise: with another secret, nodes that draw noise as
-    others, or other code.
+    A stage that has released nothing yet begins: with a secret of its own, drawn now or given, so
+    that no other training ever had its noise. ``ConfigError`` if the budget has no round left, and
+    what ``obstacle`` finds.
     """
     if not settings.private:
         return None
     path = manifest.folder / SECRET_FILE
     others = [other["privacy"] for other in _all_records(manifest) if other is not record]
     before = sum(map(spending, others), Spending())
-    if record["privacy"]:
-        secret = read_secret(path)
-        if secret is None or record["privacy"]["secret_sha256"] != _fingerprint(secret):
-            raise ManifestError(
-                "the noise secret of this run is missing or was changed",
-                where=str(path),
-                todo="restore the file, or train the stage again with redo=true, which is charged",
-            )
-        _require_the_same_noise(record, _drawing(settings, census, secret), str(manifest.path))
-        return Ledger(record["privacy"], secret, before, settings.dp_epsilon)
+    if record["privacy"].get("releases"):
+        if error := obstacle(settings, manifest, record, census):
+            raise error
+        known = read_secret(path) or b""
+        return Ledger(record["privacy"], known, before, settings.dp_epsilon)
     rounds = _affordable_rounds(settings, stage, before)
-    secret = keep_secret(path)
+    secret = write_secret(path, secret or draw_secret())
     redone = [old for old in manifest.data["superseded"] if old["stage"] == stage.number]
+    record["app_sha256"] = app_sha256()  # what began before, if anything, told nobody
     record["privacy"] = {
         "unit": "a user, added or removed",
         "clip_norm": settings.dp_clip_norm,
@@ -132,6 +149,7 @@ def open_ledger(
         "sampling_rate": settings.fraction_train,
         "users": int(census.dataset()["users"]),
         "nodes": _drawing(settings, census, secret),
+        "made_by": _made_by(manifest),
         "delta": settings.dp_delta,
         "budget": settings.dp_epsilon,
         "attempt": len(redone),
@@ -142,6 +160,46 @@ def open_ledger(
         "epsilon_after": 0,
     }
     return Ledger(record["privacy"], secret, before, settings.dp_epsilon)
+
+
+def obstacle(
+    settings: Settings, manifest: Manifest, record: Record, census: Census
+) -> FedDMMRError | None:
+    """Why a stage that was cut off would release its last round again under other noise, if so:
+    with another secret, other nodes that draw noise, or other code, a stage can only be redone."""
+    privacy = record["privacy"]
+    if not privacy.get("releases"):
+        return None
+    path = manifest.folder / SECRET_FILE
+    try:
+        secret = read_secret(path)
+    except ConfigError as error:
+        return error
+    if secret is None or privacy["secret_sha256"] != _fingerprint(secret):
+        return ManifestError(
+            "the noise secret of this stage is missing or was changed",
+            where=str(path),
+            todo=f"restore the file, {_OR_REDO}",
+        )
+    if (nodes := _drawing(settings, census, secret)) != privacy["nodes"]:
+        return ManifestError(
+            "other nodes draw the noise than when the stage began",
+            where=str(manifest.path),
+            expected=f"{len(privacy['nodes'])} nodes with the data of then: "
+            + ", ".join(privacy["nodes"]),
+            got=", ".join(nodes),
+            todo=f"bring the same nodes back, {_OR_REDO}",
+        )
+    if (made_by := _made_by(manifest)) != privacy["made_by"]:
+        known = privacy["made_by"]
+        return ManifestError(
+            "the app's code or its packages changed, so the last round could be another one",
+            where=str(manifest.path),
+            expected=", ".join(f"{name} {known[name]:.12}" for name in known),
+            got=", ".join(f"{name} {made_by[name]:.12}" for name in made_by),
+            todo=f"go on with what began the stage, {_OR_REDO}",
+        )
+    return None
 
 
 def spending(privacy: Record) -> Spending:
@@ -163,24 +221,10 @@ def _drawing(settings: Settings, census: Census, secret: bytes) -> dict[str, str
     return {n.name: derive(secret, "node", n.name, n.history_digest).hex() for n in nodes}
 
 
-def _require_the_same_noise(record: Record, nodes: dict[str, str], where: str) -> None:
-    known: dict[str, str] = record["privacy"]["nodes"]
-    if nodes != known:
-        raise ManifestError(
-            "other nodes draw the noise than when the stage began",
-            where=where,
-            expected=f"{len(known)} nodes with the data of then: {', '.join(known)}",
-            got=", ".join(nodes),
-            todo="bring the same nodes back, or redo=true, which is charged",
-        )
-    if record["privacy"]["releases"] and record["app_sha256"] != app_sha256():
-        raise ManifestError(
-            "the app's code changed, so the last round could be released under other noise",
-            where=where,
-            expected=record["app_sha256"][:12],
-            got=app_sha256()[:12],
-            todo="go on with the code that began the stage, or redo=true, which is charged",
-        )
+def _made_by(manifest: Manifest) -> dict[str, str]:
+    """Code and packages by which a round is what it is, to the bit."""
+    app = manifest.data["app"]
+    return {"code": app["sha256"], "python": app["python"], **app["packages"]}
 
 
 def _affordable_rounds(settings: Settings, stage: Stage, before: Spending) -> int:

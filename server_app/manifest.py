@@ -109,14 +109,17 @@ class Manifest:
         paths = {self.folder / file: sha256 for file, sha256 in named.items() if file}
         return all(path.is_file() and file_sha256(path) == paths[path] for path in paths)
 
-    def begin(self, stage: Stage, config: Record, redo: bool) -> Record:
-        """The stage's record to go on with: a fresh one, or a cut-off one of the same config."""
+    def begin(self, stage: Stage, config: Record, redo: bool, goes_on: bool = True) -> Record:
+        """The stage's record to go on with: a fresh one, or a cut-off one of the same config.
+
+        A redone stage that was cut off resumes, too, unless that is what cannot be (its files are
+        not as they were, or ``goes_on`` is false).
+        """
         old = self.stage(stage.number)
         if old is not None and old["status"] in ("running", "failed"):
             if not redo:
                 _require_same_config(old["config"], config, self.path)
-            # A redone stage that was cut off resumes, too, unless its files were the reason.
-            if old["config"] == config and (not redo or self._is_whole(old)):
+            if old["config"] == config and (not redo or (goes_on and self._is_whole(old))):
                 old["status"] = "running"
                 return old
         if old is not None:

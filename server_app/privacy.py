@@ -13,13 +13,12 @@ from functools import lru_cache
 from typing import Any
 
 from shared_model.errors import ConfigError
-from shared_model.promise import LEAST_NOISE
+from shared_model.promise import LEAST_NOISE, MOST_NOISE
 
 # The grid of privacy losses. Losses are rounded up, so a coarser one tells more epsilon, never
 # less: 5e-4 costs 0.05% of it at 0.1 of the users and 300 rounds, and a fifth of the time of 1e-4.
 _GRID = 5e-4
 _DIGITS = 3  # of a noise multiplier
-_MOST_NOISE = 2.0**16
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def noise_for(rate: float, rounds: int, budget: float, delta: float) -> float:
     high = 1.0
     while not fits(high):
         high *= 2
-        if high > _MOST_NOISE:
+        if high > MOST_NOISE:
             raise ConfigError("no noise keeps this budget", got=f"epsilon {budget:g}")
     while fits(high / 2):
         if high / 2 <= LEAST_NOISE:

@@ -109,7 +109,9 @@ class StageRun:
             **self.strategy.logs,
         }
         settings = self.strategy.settings
-        due = round_ % settings.evaluate_every == 0 or round_ == self.strategy.num_rounds
+        spent = bool(self.ledger and self.ledger.is_spent(round_ + 1))
+        last = spent or round_ == self.strategy.num_rounds
+        due = last or round_ % settings.evaluate_every == 0
         if due:
             self._validate(round_, new, entry)
             if self.ledger:

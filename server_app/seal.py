@@ -63,7 +63,9 @@ _PRIVACY = {
     "rounds": _whole,
     "epsilon": _number,
     "secret_sha256": _hash,
+    "budget": _number,
     "nodes": {_ANY: _hash},
+    "made_by": {_ANY: _text},
     "releases": [{"round": _whole, "absent": [_text], "noise": _hash}],
 }
 _STAGE = {

@@ -189,7 +189,7 @@ _RULES: dict[str, _Rule] = {
     "min_nodes": _at_least(1),
     "node_timeout": _POSITIVE,
     "min_participation": _SHARE,
-    "hidden_size": ("a multiple of 4, at least 4", lambda value: value >= 4 and value % 4 == 0),
+    "hidden_size": ("a multiple of 4, 4 to 2^31 - 4", lambda value: value in range(4, 2**31, 4)),
     "num_heads": _at_least(1),
     "num_blocks": _at_least(1),
     "max_length": _at_least(1),

@@ -45,25 +45,32 @@ def read_secret(path: Path) -> bytes | None:
         raise ConfigError("damaged noise secret", where=str(path), got=str(error)) from error
 
 
+def draw_secret() -> bytes:
+    """A new secret, from the operating system."""
+    return secrets.token_bytes(_BYTES)
+
+
 def keep_secret(path: Path) -> bytes:
-    """The secret of a file, drawn from the operating system if there is none yet (mode 600)."""
+    """The secret of a file, drawn if there is none yet."""
     known = read_secret(path)
-    if known is not None:
-        return known
-    drawn = secrets.token_bytes(_BYTES)
+    return write_secret(path, draw_secret()) if known is None else known
+
+
+def write_secret(path: Path, secret: bytes) -> bytes:
+    """Put a secret into a file that its owner alone can read, in place of the one there."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(
             os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
         ) as file:
-            file.write(drawn.hex())
+            file.write(secret.hex())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         raise ConfigError("cannot keep a noise secret", where=str(path), got=str(error)) from error
-    return drawn
+    return secret
 
 
 def derive(secret: bytes, *names: int | str) -> bytes:

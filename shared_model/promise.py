@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from shared_model.config import Settings
 
 LEAST_NOISE = 0.1  # of the noise: below, the accountant's grid is too coarse and epsilon beyond use
+MOST_NOISE = 2.0**16  # more than any budget needs
+LEAST_FRACTION = 1e-6  # of the users in a round: below, the accountant has no numbers
 
 
 def check_promise(settings: "Settings") -> None:
@@ -22,6 +24,10 @@ def check_promise(settings: "Settings") -> None:
         _refuse(
             "so little noise promises nothing", "dp-noise-multiplier", f">= {LEAST_NOISE}", noise
         )
+    if noise > MOST_NOISE:
+        _refuse("nothing is left under it", "dp-noise-multiplier", f"<= {MOST_NOISE:g}", noise)
+    if noise and settings.fraction_train < LEAST_FRACTION:
+        _refuse("nobody takes part", "fraction-train", ">= 1e-6", settings.fraction_train)
     if settings.dp_noise_on == "nodes" and not noise:
         _refuse("without noise no node draws any", "dp-noise-multiplier", "> 0", "0")
     if settings.dp_epsilon and not noise:

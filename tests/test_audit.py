@@ -24,12 +24,13 @@ from shared_model.dropout import Dropout
 from shared_model.fingerprint import arrays_sha256
 from tools import cli
 from tools.audit_defences import DEFENCES, Privacy, overrides
-from tools.audit_items import Attacker, items_attack
+from tools.audit_items import items_attack
 from tools.audit_membership import TRAINED, attacked_users, losses, membership_figures
 from tools.audit_poison import unnoticed
 from tools.audit_promotion import CRAFTED, MADE_UP, Promotion, exposure
 from tools.audit_run import AuditedRun, open_run
 from tools.audit_scores import auc, chance_deviation, precision_at, true_positives
+from tools.audit_updates import Attacker
 from tools.in_process import run_in_process
 
 ITEMS, USERS = 150, 60
@@ -168,8 +169,11 @@ def test_more_users_in_a_sum_hide_each_other(document: dict[str, Any]) -> None:
 
 def test_views_are_the_updates_that_the_engine_makes(run: AuditedRun) -> None:
     """Clipping scales to the norm or less, noise has the std that was asked for."""
-    attacker = Attacker(run, Privacy(0.5, 2.0), run.model())
-    views = attacker.views(np.array([4]))
+    table = "item_embedding.weight"
+    attacker = Attacker(
+        run.dataset, run.settings, Privacy(0.5, 2.0), run.noise_key, run.model(), (table,)
+    )
+    views = {view: seen[table].numpy()[1:] for view, seen in attacker.views(np.array([4])).items()}
     assert np.linalg.norm(views["undefended"]) > 0.5 >= np.linalg.norm(views["clipping"])
     factor = np.linalg.norm(views["undefended"]) / np.linalg.norm(views["clipping"])
     np.testing.assert_allclose(views["undefended"], factor * views["clipping"], atol=1e-5)

@@ -3,18 +3,21 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from server_app import ledger
 from server_app.ledger import spending
 from server_app.privacy import Mechanism, epsilon
 from server_app.rounds import StageRun
 from server_app.strategy import StageStrategy
 from shared_model.errors import ConfigError, ManifestError, RoundError
 from shared_model.model import ModelShape, build, read_groups
+from shared_model.noise import draw_secret
 from shared_model.stages import stage_of
 from tests.conftest import CutError
 from tests.test_round import last_round, without_seconds
@@ -28,27 +31,28 @@ DP: dict[str, Any] = {
     "weighting": "uniform",
     "aggregation": "mean",
 }
-SECRET = "0123456789abcdef" * 4
 
 
-def with_secret(tmp_path: Path, *runs: str) -> None:
-    """The same secret for these runs, as a test may know it."""
-    for run in runs:
-        folder = tmp_path / "home" / "runs" / run
-        folder.mkdir(parents=True)
-        (folder / "noise-secret").write_text(SECRET)
-        (folder / "noise-secret").chmod(0o600)
+@pytest.fixture
+def one_secret(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From now on all runs draw the same secret, so that they can be compared; or draw again."""
+    monkeypatch.setattr(ledger, "draw_secret", lambda: bytes(range(32)))
+    return lambda: monkeypatch.setattr(ledger, "draw_secret", draw_secret)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_topology_changes_nothing_not_even_the_noise(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+    run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_secret: Callable[[], None],
+    steps: int,
 ) -> None:
     """Invariant 1 with clipping and noise: one SuperNode, seven, or one a user."""
     arrays = last_round(tmp_path, monkeypatch)
-    with_secret(tmp_path, "nodes-1", "nodes-7", "nodes-20")
     settings = DP | {"local_steps": steps, "client_learning_rate": 0.5, "dropout": 0.3}
     reports = {n: run(n, run=f"nodes-{n}", **settings)["stages"]["1"] for n in (1, 7, 20)}
+    one_secret()
     run(1, run="other-noise", **settings)
     run(1, run="no-noise", **(settings | {"dp_noise_multiplier": 0.0}))
     for n in (7, 20):
@@ -125,6 +129,7 @@ def cut_in(
             run(2, run="cut", **settings)
 
 
+@pytest.mark.usefixtures("one_secret")
 @pytest.mark.parametrize("where", ["server", "nodes"])
 @pytest.mark.parametrize(("method", "at"), [("_validate", 2), ("_finish_round", 3), ("_round", 1)])
 def test_a_cut_off_run_ends_in_the_same_bytes_and_pays_once(
@@ -132,7 +137,6 @@ def test_a_cut_off_run_ends_in_the_same_bytes_and_pays_once(
 ) -> None:
     settings = DP | {"num_rounds": 5, "evaluate_every": 2, "checkpoint_every": 3}
     settings |= {"dp_noise_on": where}
-    with_secret(tmp_path, "whole", "cut")
     whole = without_seconds(run(2, run="whole", **settings))
     cut_in(monkeypatch, method, at, run, **settings)
     path = tmp_path / "home" / "runs" / "cut" / "manifest.json"
@@ -160,10 +164,64 @@ def test_a_run_does_not_go_on_without_its_secret(
     cut_in(monkeypatch, "_validate", 2, run, **DP)
     secret = tmp_path / "home" / "runs" / "cut" / "noise-secret"
     secret.unlink()
-    with pytest.raises(ManifestError, match=r"noise secret of this run is missing.*redo=true"):
+    with pytest.raises(ManifestError, match=r"noise secret of this stage is missing.*redo=true"):
         run(2, run="cut", **DP)
-    again = run(2, run="cut", redo=True, num_rounds=2, **DP)
-    assert again["stages"]["1"]["privacy"]["attempt"] == 1
+    assert_redone(run(2, run="cut", redo=True, **DP))
+
+
+def assert_redone(manifest: dict[str, Any]) -> None:
+    """With two releases charged before."""
+    [old], new = manifest["superseded"], manifest["stages"]["1"]["privacy"]
+    assert [len(old["privacy"]["releases"]), len(new["releases"]), new["attempt"]] == [2, 3, 1]
+    assert new["epsilon"] == epsilon(Counter({Mechanism(0.6, 2.0): 5}), 1e-5)
+
+
+@pytest.mark.parametrize("damage", ["cut", "readable"])
+def test_a_damaged_secret_is_replaced_by_redoing(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    cut_in(monkeypatch, "_validate", 2, run, **DP)
+    secret = tmp_path / "home" / "runs" / "cut" / "noise-secret"
+    secret.write_text("00ff") if damage == "cut" else secret.chmod(0o644)
+    with pytest.raises(ConfigError, match="noise secret"):
+        run(2, run="cut", **DP)
+    assert_redone(run(2, run="cut", redo=True, **DP))
+
+
+def test_no_two_trainings_ever_have_the_same_noise(run: Any, tmp_path: Path) -> None:
+    """Not even where the manifest was lost, or is that of an older day, and the secret is there."""
+    folder = tmp_path / "home" / "runs" / "default"
+    names = [r["noise"] for r in run(2, **DP)["stages"]["1"]["privacy"]["releases"]]
+    older = (folder / "manifest.json").read_bytes()
+    for keeps in (None, older, older):
+        (folder / "manifest.json").unlink()
+        if keeps is not None:
+            (folder / "manifest.json").write_bytes(keeps)
+        manifest = run(2, redo=keeps is not None, **(DP | {"local_steps": 2}))
+        names += [r["noise"] for r in manifest["stages"]["1"]["privacy"]["releases"]]
+    assert len(set(names)) == len(names) == 4 * 3
+
+
+def test_what_released_nothing_goes_on_with_other_code_and_other_noise(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Say its first round failed by a fault that was mended; then the new code is the stage's."""
+    with monkeypatch.context() as patch:
+        other_code(patch)
+        cut_in(monkeypatch, "_round", 1, run, **DP)
+    cut_in(monkeypatch, "_validate", 2, run, **DP)
+    with monkeypatch.context() as patch:
+        other_code(patch)
+        with pytest.raises(ManifestError, match=r"code or its packages changed"):
+            run(2, run="cut", **DP)
+    assert run(2, run="cut", **DP)["stages"]["1"]["status"] == "complete"
+
+
+def other_code(patch: pytest.MonkeyPatch) -> None:
+    """On server and nodes."""
+    for module in ("server_app.ledger", "server_app.app", "server_app.census", "client_app.node"):
+        patch.setattr(f"{module}.app_sha256", lambda: "0" * 64)
+    patch.setattr("server_app.strategy.app_sha256", lambda: "0" * 64)
 
 
 def test_a_redone_stage_stays_charged_and_gets_other_noise(
@@ -227,15 +285,18 @@ def test_a_noised_run_does_not_go_on_with_other_code(
 ) -> None:
     cut_in(monkeypatch, "_validate", 2, run, **DP)
     with monkeypatch.context() as patch:
-        for module in ("server_app.ledger", "server_app.app"):
-            patch.setattr(f"{module}.app_sha256", lambda: "0" * 64)
-        with pytest.raises(ManifestError, match=r"code changed.*redo=true"):
+        patch.setattr("server_app.app.version", lambda name: "0.0")
+        with pytest.raises(ManifestError, match=r"packages changed.*got code .* torch 0.0.*redo"):
             run(2, run="cut", **DP)
-    assert run(2, run="cut", **DP)["stages"]["1"]["status"] == "complete"
+    with monkeypatch.context() as patch:
+        other_code(patch)
+        with pytest.raises(ManifestError, match=r"code or its packages changed.*redo=true"):
+            run(2, run="cut", **DP)
+        assert_redone(run(2, run="cut", redo=True, **DP))
 
 
-def test_other_nodes_go_on_only_where_the_server_draws_the_noise(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_other_nodes_do_not_go_on_where_they_draw_the_noise(
+    run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other nodes would release the last round again with other noise, for which nobody paid."""
     nodes = DP | {"dp_noise_on": "nodes"}
@@ -243,18 +304,22 @@ def test_other_nodes_go_on_only_where_the_server_draws_the_noise(
     with pytest.raises(ManifestError, match=r"2 nodes with .*partition-0, partition-1; got.*-2;"):
         run(3, run="cut", **nodes)
     assert run(2, run="cut", **nodes)["stages"]["1"]["status"] == "complete"
+    cut_in(monkeypatch, "_validate", 2, run, **(nodes | {"seed": 1}), redo=True)
+    redone = run(3, run="cut", **(nodes | {"seed": 1}), redo=True)
+    assert [len(old["privacy"]["releases"]) for old in redone["superseded"]] == [3, 2]
+
+
+@pytest.mark.usefixtures("one_secret")
+def test_other_partitions_go_on_where_the_server_draws_the_noise(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arrays = last_round(tmp_path, monkeypatch)
-    again = DP | {"run": "whole"}
-    with_secret(tmp_path, "whole", "server")
-    run(2, **again)
-    with monkeypatch.context() as patch:
-        patch.setattr(StageRun, "_complete", lambda self: (_ for _ in ()).throw(CutError()))
-        with pytest.raises(CutError):
-            run(2, **(DP | {"run": "server"}))
-    privacy = run(5, **(DP | {"run": "server"}))["stages"]["1"]["privacy"]
+    run(2, run="whole", **DP)
+    cut_in(monkeypatch, "_validate", 2, run, **DP)
+    privacy = run(5, run="cut", **DP)["stages"]["1"]["privacy"]
     assert [r["round"] for r in privacy["releases"]] == [1, 2, 3]
     for name, value in arrays["whole"].items():
-        assert (value - arrays["server"][name]).abs().max() <= 1e-5, name
+        assert (value - arrays["cut"][name]).abs().max() <= 1e-5, name
 
 
 def losing(monkeypatch: pytest.MonkeyPatch, lost: Any) -> None:
@@ -315,6 +380,34 @@ def test_a_second_release_that_would_pass_the_budget_stops_the_run(
         with pytest.raises(RoundError, match=r"released before.*without partition-1"):
             run(2, run="cut", **settings)
     assert run(2, run="cut", **settings)["stages"]["1"]["status"] == "complete"
+
+
+def test_a_stage_that_ends_early_for_a_round_charged_twice_is_validated(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = DP | {"num_rounds": 5, "evaluate_every": 5}
+    settings |= {"dp_epsilon": 1.001 * epsilon(Counter({Mechanism(0.6, 2.0): 5}), 1e-5)}
+    cut_in(monkeypatch, "_finish_round", 2, run, **settings)
+    with monkeypatch.context() as patch:
+        losing(patch, lambda round_, node: round_ == 2 and node == 1001)
+        stage = run(2, run="cut", **settings)["stages"]["1"]
+    last = stage["rounds"][-1]["round"]
+    assert f"the privacy budget is spent before round {last + 1}" in capsys.readouterr().out
+    assert [e["round"] for e in stage["rounds"] if "valid" in e] == [0, last]
+    assert 2 < stage["privacy"]["epsilon_after"] == last < 5
+    assert stage["privacy"]["epsilon"] <= settings["dp_epsilon"]
+
+
+@pytest.mark.parametrize("changed", [{"dp_epsilon": 0.0}, {"dp_epsilon": 10.0}, {"dp_delta": 0.01}])
+def test_the_budget_is_that_of_the_run(run: Any, changed: dict[str, float]) -> None:
+    settings = DP | {"dp_epsilon": 9.0}
+    first = run(2, **settings)
+    with pytest.raises(ConfigError, match=r"dp-delta=1e-05 and dp-epsilon=9 or less") as raised:
+        run(2, redo=True, **(settings | changed))
+    assert "\n" not in str(raised.value)
+    assert run(2, redo=True, **(settings | {"dp_epsilon": 8.0}))["superseded"] != []
+    assert run(2, run="more", **DP)["stages"].keys() == first["stages"].keys()
+    run(2, run="more", redo=True, **settings)  # a budget may be set later
 
 
 def test_with_noise_on_the_nodes_all_of_them_have_to_answer(

@@ -147,7 +147,9 @@ def test_plan_prints_the_noise_of_a_budget_and_the_epsilon_of_a_noise() -> None:
     [
         ((), "either --epsilon or --multiplier"),
         (("--epsilon", "1", "--multiplier", "1"), "either --epsilon or --multiplier"),
-        (("--multiplier", "0.01"), "--multiplier; expected >= 0.1; got 0.01"),
+        (("--multiplier", "0.01"), "--multiplier; expected in [0.1, 65536]; got 0.01"),
+        (("--multiplier", "inf"), "--multiplier; expected in [0.1, 65536]; got inf"),
+        (("--epsilon", "8", "--fraction", "1e-320"), "--fraction"),
         (("--epsilon", "-1"), "--epsilon; expected > 0; got -1"),
         (("--epsilon", "1", "--delta", "2"), "--delta"),
         (("--epsilon", "1", "--fraction", "0"), "--fraction"),

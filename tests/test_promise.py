@@ -40,6 +40,8 @@ def test_a_private_run_is_told_from_others() -> None:
         ({"stage": 0}, "'memory-novelty'"),
         ({"stage": 2}, "'memory-novelty'"),
         ({"stage": 3}, "'memory-novelty'"),
+        ({"dp-noise-multiplier": 1e160}, "'dp-noise-multiplier'; expected <= 65536"),
+        ({"fraction-train": 1e-300}, "'fraction-train'; expected >= 1e-6"),
         ({"dp-noise-multiplier": 0.0, "dp-noise-on": "nodes"}, "no node draws any"),
         ({"dp-noise-on": "moon"}, "'dp-noise-on'.*server, nodes"),
         ({"dp-clip-norm": -1.0}, "'dp-clip-norm'"),

@@ -204,7 +204,9 @@ def test_the_federation_starts_and_ends_with_ctrl_c(reader: Reader) -> None:
         eventually(lambda: "results: " in log.read_text() or running.poll() is not None, 600)
         assert running.poll() is None, log.read_text()
         (submit,) = (x for x in log.read_text().splitlines() if x.startswith("FLWR_HOME="))
-        reader.run(f"{submit} --stage 1 --set num-rounds=1 --set evaluate-every=1")
+        short = f"{submit} --stage 1 --set num-rounds=1 --set evaluate-every=1"
+        done = subprocess.run(["bash", "-c", short], env=reader.environment, timeout=600)
+        assert done.returncode == 0
         os.killpg(running.pid, signal.SIGINT)  # uv passes it on, so that it comes twice
         running.wait(60)
         assert log.read_text().splitlines()[-1] == "ended"

@@ -49,7 +49,7 @@ def document(rounds: int = 3) -> dict[str, Any]:
         "format": 1,
         "run": "a",
         "app": {"sha256": SHA256, "packages": {}},
-        "dataset": {"sha256": SHA256, "users": 20},
+        "dataset": {"sha256": SHA256, "catalogue_sha256": SHA256, "users": 20},
         "features": {"sha256": "", "visual_dim": None},
         "stages": json.loads(json.dumps({"1": record, "2": second})),
         "superseded": [{"stage": 1, **record}],

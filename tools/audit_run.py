@@ -14,7 +14,6 @@ from client_app.node import Node, open_node
 from server_app.app import federate
 from server_app.census import Census
 from server_app.checkpoint import load_checkpoint
-from server_app.ledger import SECRET_FILE
 from server_app.manifest import Record
 from shared_model.config import Settings, Value, default_config, key_of, parse_settings
 from shared_model.errors import ManifestError
@@ -50,7 +49,8 @@ class AuditedRun:
     name: str
     config: Overrides  # the run-config that it was trained with, on the audit's device
     node: Node  # a node that hosts every user
-    data_sha256: str  # of its catalogue and histories
+    folder: Path
+    document: Record  # the manifest's
     released: Trained
 
     @property
@@ -62,6 +62,15 @@ class AuditedRun:
     def dataset(self) -> Dataset:
         """Every user of the run."""
         return self.node.dataset
+
+    @property
+    def data_sha256(self) -> str:
+        """Of its catalogue and histories."""
+        return str(self.document["dataset"]["sha256"])
+
+    def settings_of(self, record: Record) -> Settings:
+        """The settings of one of the run's stages, on the audit's device."""
+        return parse_settings(_recorded(record) | _here(self.config))
 
     @property
     def work(self) -> Path:
@@ -90,8 +99,8 @@ class AuditedRun:
         own = self.work / "runs" / str(config["run"])
         nodes: list[Overrides] = [{"partition-id": 0, "num-partitions": 1}]
         with self.log():
-            self._foretell_noise(own / SECRET_FILE)
-            document = federate(InProcessGrid(nodes, config), parse_settings(config))
+            grid, settings = InProcessGrid(nodes, config), parse_settings(config)
+            document = federate(grid, settings, self.noise_key)
         return _trained(own, document)
 
     @property
@@ -101,12 +110,6 @@ class AuditedRun:
         Nothing of it is released, so it need not be secret.
         """
         return derive(b"audit", self.settings.seed)
-
-    def _foretell_noise(self, path: Path) -> None:
-        """Leave a noise secret where a run looks for its own."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(self.noise_key.hex(), encoding="ascii")
 
     @contextlib.contextmanager
     def log(self) -> Iterator[None]:
@@ -133,14 +136,22 @@ def open_run(home: Path, name: str, dataset: Path | None, device: str) -> Audite
             got=record["status"] if record else "not run",
             todo=f"finish it with `feddmmr run --run {name} --stage {STAGE.number}`",
         )
-    recorded = {key_of(field): value for field, value in record["config"].items()}
-    own = {"run": name, "home": str(home), "stage": STAGE.number, "device": device}
+    own: Overrides = {"run": name, "home": str(home), "stage": STAGE.number, "device": device}
     own |= {"dataset": str(dataset) if dataset else ""}
-    config = default_config(own_app() / "pyproject.toml") | recorded | own
+    config = _recorded(record) | own
     node = open_node({"partition-id": 0, "num-partitions": 1}, config)
     _require_same_data(node, document, folder)
-    released, sha256 = _trained(folder, document), document["dataset"]["sha256"]
-    return AuditedRun(name, config, node, sha256, released)
+    return AuditedRun(name, config, node, folder, document, _trained(folder, document))
+
+
+def _recorded(record: Record) -> Overrides:
+    """The run-config that a stage was trained with, but for where it ran."""
+    recorded = {key_of(field): value for field, value in record["config"].items()}
+    return default_config(own_app() / "pyproject.toml") | recorded
+
+
+def _here(config: Overrides) -> Overrides:
+    return {key: config[key] for key in ("run", "home", "device", "dataset")}
 
 
 def _require_same_data(node: Node, document: Record, folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from shared_model.errors import ConfigError
-from shared_model.promise import LEAST_NOISE
+from shared_model.promise import LEAST_FRACTION, LEAST_NOISE, MOST_NOISE
 
 app = typer.Typer(help="Differential privacy: plan a run's noise.", no_args_is_help=True)
 
@@ -50,12 +50,13 @@ def _check(
     fraction: float, stages: list[int], epsilon: float, multiplier: float, delta: float
 ) -> None:
     """``ConfigError`` for a number out of range, or not exactly one of epsilon and multiplier."""
+    noise_is_usable = multiplier == 0 or LEAST_NOISE <= multiplier <= MOST_NOISE
     for name, value, holds, expected in (
-        ("fraction", fraction, 0 < fraction <= 1, "in (0, 1]"),
+        ("fraction", fraction, LEAST_FRACTION <= fraction <= 1, "in [1e-6, 1]"),
         ("rounds", min(stages), min(stages) >= 1, ">= 1"),
         ("delta", delta, 1e-10 <= delta < 1, "in [1e-10, 1)"),
         ("epsilon", epsilon, 0 <= epsilon < float("inf"), "> 0"),
-        ("multiplier", multiplier, multiplier == 0 or multiplier >= LEAST_NOISE, ">= 0.1"),
+        ("multiplier", multiplier, noise_is_usable, f"in [{LEAST_NOISE}, {MOST_NOISE:g}]"),
     ):
         if not holds:
             raise ConfigError("wrong value", where=f"--{name}", expected=expected, got=f"{value:g}")
