@@ -25,7 +25,7 @@ from tools.in_process import InProcessGrid
 from tools.run_command import own_app
 from tools.runs_read import read_run
 
-STAGE = STAGES[1]  # the only one that trains the item table, and so what is audited
+STAGE = STAGES[1]  # which twins train; the items attack reads the later stages, too
 Overrides = dict[str, Value]
 
 
