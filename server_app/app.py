@@ -11,7 +11,7 @@ from server_app import report
 from server_app.census import Census, take_census
 from server_app.checkpoint import load_checkpoint
 from server_app.events import require_writer
-from server_app.ledger import Ledger, obstacle, open_ledger, require_one_promise
+from server_app.ledger import Ledger, obstacle, open_ledger, remove_secrets, require_one_promise
 from server_app.manifest import Manifest, Record, open_manifest
 from server_app.noising import noising_of
 from server_app.novelty import novelty_threshold
@@ -55,7 +55,7 @@ def federate(grid: Grid, settings: Settings, secret: bytes | None = None) -> Rec
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
     _require_features(stages, census)
     with open_manifest(settings.home_folder, settings.run) as manifest:
-        manifest.bind(_app_record(), census.dataset(), census.features())
+        manifest.bind(app_record(), census.dataset(), census.features())
         report.say(f"{len(census.nodes)} nodes, {census.dataset()['users']} users")
         for stage in stages:
             _run_stage(grid, settings, manifest, census, stage, secret)
@@ -96,6 +96,7 @@ def _run_stage(
         _promise(strategy, settings, ledger)
         run = StageRun(grid, strategy, manifest, record, ledger)
         run.run(read_groups(model, stage.trained))
+        remove_secrets(manifest)
     except Exception as failure:
         record["status"] = "failed"
         try:
@@ -173,7 +174,8 @@ def _stage_config(settings: Settings) -> Record:
     return {k: v for k, v in vars(settings).items() if k not in _OPERATIONAL}
 
 
-def _app_record() -> Record:
+def app_record() -> Record:
+    """The manifest's ``app``: code, packages and what else may change a run's last bits."""
     packages = {name: version(name) for name in ("flwr", "torch", "numpy", "safetensors")}
     return {
         "name": "feddmmr",

@@ -1,7 +1,8 @@
 """The ledger: what a run has released under differential privacy, and what that costs.
 
-A release is a round's noised arrays, which leave the server when they are validated or trained on.
-It is written down before: a server that dies in between has charged for it. The same round with the
+A release is a round's noised arrays, which leave the server when they are validated or trained on,
+or the nodes where they draw the noise. It is written down before: a server that dies in between has
+charged for it. The same round with the
 same noise is the same release, bit for bit, so that a run which resumes pays nothing twice; without
 other nodes it is another one. Redone stages stay charged: their records are kept as superseded.
 """
@@ -9,8 +10,10 @@ other nodes it is another one. Redone stages stay charged: their records are kep
 import math
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from server_app.census import Census
+from server_app.checkpoint import remove
 from server_app.manifest import Manifest, Record
 from server_app.privacy import Mechanism, Spending, affordable, epsilon
 from shared_model.config import Settings
@@ -19,7 +22,7 @@ from shared_model.fingerprint import app_sha256
 from shared_model.noise import derive, draw_secret, read_secret, write_secret
 from shared_model.stages import Stage
 
-SECRET_FILE = "noise-secret"  # noqa: S105 (a file's name)
+_SECRET = "noise-secret-"  # noqa: S105 (how a file's name begins)
 _OR_REDO = "or train the stage again with redo=true, which is charged"
 
 
@@ -38,17 +41,18 @@ def require_one_promise(manifest: Manifest, settings: Settings) -> None:
                 got=f"{settings.dp_noise_multiplier:g}",
                 todo="choose another name with run='NAME'",
             )
-        if begun and settings.private:
+        if record["privacy"].get("releases"):
             _require_one_budget(record["privacy"], settings, str(manifest.path))
 
 
 def _require_one_budget(known: Record, settings: Settings, where: str) -> None:
     own = settings.dp_epsilon or math.inf
     if settings.dp_delta != known["delta"] or own > (known["budget"] or math.inf):
+        most = f" and dp-epsilon={known['budget']:g} or less" if known["budget"] else ""
         raise ConfigError(
             "the run has a budget, which is that of all its stages",
             where=where,
-            expected=f"dp-delta={known['delta']:g} and dp-epsilon={known['budget']:g} or less",
+            expected=f"dp-delta={known['delta']:g}{most}",
             got=f"dp-delta={settings.dp_delta:g} and dp-epsilon={settings.dp_epsilon:g}",
             todo="restore them, or choose another name with run='NAME'",
         )
@@ -129,16 +133,16 @@ def open_ledger(
     """
     if not settings.private:
         return None
-    path = manifest.folder / SECRET_FILE
     others = [other["privacy"] for other in _all_records(manifest) if other is not record]
     before = sum(map(spending, others), Spending())
     if record["privacy"].get("releases"):
         if error := obstacle(settings, manifest, record, census):
             raise error
-        known = read_secret(path) or b""
+        known = read_secret(_secret_file(manifest, record["privacy"]["secret_sha256"])) or b""
         return Ledger(record["privacy"], known, before, settings.dp_epsilon)
     rounds = _affordable_rounds(settings, stage, before)
-    secret = write_secret(path, secret or draw_secret())
+    secret = secret or draw_secret()
+    write_secret(_secret_file(manifest, _fingerprint(secret)), secret)
     redone = [old for old in manifest.data["superseded"] if old["stage"] == stage.number]
     record["app_sha256"] = app_sha256()  # what began before, if anything, told nobody
     record["privacy"] = {
@@ -149,7 +153,7 @@ def open_ledger(
         "sampling_rate": settings.fraction_train,
         "users": int(census.dataset()["users"]),
         "nodes": _drawing(settings, census, secret),
-        "made_by": _made_by(manifest),
+        "made_by": made_by(manifest.data["app"]),
         "delta": settings.dp_delta,
         "budget": settings.dp_epsilon,
         "attempt": len(redone),
@@ -170,7 +174,7 @@ def obstacle(
     privacy = record["privacy"]
     if not privacy.get("releases"):
         return None
-    path = manifest.folder / SECRET_FILE
+    path = _secret_file(manifest, privacy["secret_sha256"])
     try:
         secret = read_secret(path)
     except ConfigError as error:
@@ -190,16 +194,29 @@ def obstacle(
             got=", ".join(nodes),
             todo=f"bring the same nodes back, {_OR_REDO}",
         )
-    if (made_by := _made_by(manifest)) != privacy["made_by"]:
+    if (now := made_by(manifest.data["app"])) != privacy["made_by"]:
         known = privacy["made_by"]
         return ManifestError(
             "the app's code or its packages changed, so the last round could be another one",
             where=str(manifest.path),
             expected=", ".join(f"{name} {known[name]:.12}" for name in known),
-            got=", ".join(f"{name} {made_by[name]:.12}" for name in made_by),
+            got=", ".join(f"{name} {now[name]:.12}" for name in now),
             todo=f"go on with what began the stage, {_OR_REDO}",
         )
     return None
+
+
+def remove_secrets(manifest: Manifest) -> None:
+    """Delete the secrets that no stage will go on with. ``ManifestError`` if that is impossible."""
+    going_on = [r["privacy"] for r in manifest.data["stages"].values() if r["status"] != "complete"]
+    named = {_secret_file(manifest, p["secret_sha256"]) for p in going_on if p}
+    for path in set(manifest.folder.glob(f"{_SECRET}*")) - named:
+        remove(path)
+
+
+def _secret_file(manifest: Manifest, fingerprint: str) -> Path:
+    """One for each training: that of a cut-off one is there until another is complete."""
+    return manifest.folder / f"{_SECRET}{fingerprint[:12]}"
 
 
 def spending(privacy: Record) -> Spending:
@@ -221,9 +238,8 @@ def _drawing(settings: Settings, census: Census, secret: bytes) -> dict[str, str
     return {n.name: derive(secret, "node", n.name, n.history_digest).hex() for n in nodes}
 
 
-def _made_by(manifest: Manifest) -> dict[str, str]:
-    """Code and packages by which a round is what it is, to the bit."""
-    app = manifest.data["app"]
+def made_by(app: Record) -> dict[str, str]:
+    """Code and packages by which a round is what it is, to the bit, of a manifest's ``app``."""
     return {"code": app["sha256"], "python": app["python"], **app["packages"]}
 
 

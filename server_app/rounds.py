@@ -92,10 +92,12 @@ class StageRun:
     def _round(self, round_: int, arrays: Arrays) -> Arrays:
         """One round of training, with validation and a checkpoint where they are due."""
         started = time.monotonic()
+        noising = self.strategy.noising
+        if noising and noising.on_nodes:  # before a node sends its noised sum: all of them will
+            self._charge(noising.release(round_, ()))
         new, sums = self.asking.train(round_, arrays)
-        if self.ledger:  # before the new arrays are sent to anyone
-            self.ledger.charge(self.strategy.release)
-            self.manifest.save()
+        if noising and not noising.on_nodes:  # before the new arrays are sent to anyone
+            self._charge(self.strategy.release)
         exchange = self.strategy.exchange
         entry: Record = {
             "round": round_,
@@ -122,6 +124,11 @@ class StageRun:
         saved = due or private or round_ % settings.checkpoint_every == 0
         self._finish_round(entry, started, new if saved else None)
         return new
+
+    def _charge(self, release: Record) -> None:
+        if self.ledger:
+            self.ledger.charge(release)
+            self.manifest.save()
 
     def _validate(self, round_: int, arrays: Arrays, entry: Record) -> None:
         """Score this round's own arrays; keep them if they are the best so far."""
@@ -151,10 +158,10 @@ class StageRun:
         entry |= self.asking.presence.take_events()
         entry["seconds"] = round(time.monotonic() - started, 3)
         self.record["rounds"].append(entry)
-        report.say(report.round_line(self.stage, self.strategy.num_rounds, entry))
         self.events.add(entry)
         if save is not None:
             self._save_last(entry["round"], save)
+        report.say(report.round_line(self.stage, self.strategy.num_rounds, entry))
 
     def _save_last(self, round_: int, arrays: Arrays) -> None:
         """Checkpoint first, then the manifest that names it, then the files nobody names."""

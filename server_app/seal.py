@@ -16,7 +16,7 @@ from shared_model.errors import ManifestError
 from shared_model.fingerprint import canonical, text_sha256
 from shared_model.stages import STAGES
 
-FORMAT = 1
+FORMAT = 2
 
 Record = dict[str, Any]
 
@@ -145,13 +145,14 @@ def unsealed(content: bytes, path: Path) -> Record:
 
 
 def _require_version(data: Any, path: Path) -> None:
-    known = isinstance(data, dict) and "seal" in data
-    if not known or type(data.get("format")) is not int or data["format"] != FORMAT:
+    known = isinstance(data, dict) and "seal" in data and type(data.get("format")) is int
+    if not known or data["format"] != FORMAT:
+        names = _names(sorted(data)) if isinstance(data, dict) else type(data).__name__
         raise ManifestError(
             "not a manifest of this version",
             where=str(path),
             expected=f"format {FORMAT} with {', '.join(sorted(_MANIFEST))}",
-            got=_names(sorted(data)) if isinstance(data, dict) else type(data).__name__,
+            got=f"format {data['format']}" if known else names,
             todo=_TODO,
         )
 

@@ -12,6 +12,7 @@ import torch
 
 from server_app import ledger
 from server_app.ledger import spending
+from server_app.noising import Noising
 from server_app.privacy import Mechanism, epsilon
 from server_app.rounds import StageRun
 from server_app.strategy import StageStrategy
@@ -96,10 +97,8 @@ def test_what_is_written_down(run: Any, tmp_path: Path) -> None:
     assert [privacy[name] for name in facts] == [0.05, 2.0, 0.6, 1e-5, 20, 0]
     assert all(entry["loss"] is None for entry in stage["rounds"])
     folder = tmp_path / "home" / "runs" / "default"
-    secret = (folder / "noise-secret").read_text()
-    assert secret not in (folder / "manifest.json").read_text()
+    assert not list(folder.glob("noise-secret*"))  # nobody needs it any more
     assert run(2, run="plain")["stages"]["1"]["privacy"] == {}
-    assert not (tmp_path / "home" / "runs" / "plain" / "noise-secret").exists()
 
 
 def test_who_takes_part_is_no_function_of_public_settings(run: Any) -> None:
@@ -162,11 +161,67 @@ def test_a_run_does_not_go_on_without_its_secret(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_in(monkeypatch, "_validate", 2, run, **DP)
-    secret = tmp_path / "home" / "runs" / "cut" / "noise-secret"
+    secret = secret_of(tmp_path)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert secret.read_text() not in secret.with_name("manifest.json").read_text()
     secret.unlink()
     with pytest.raises(ManifestError, match=r"noise secret of this stage is missing.*redo=true"):
         run(2, run="cut", **DP)
     assert_redone(run(2, run="cut", redo=True, **DP))
+
+
+def secret_of(tmp_path: Path) -> Path:
+    """The only one of the run "cut"."""
+    (path,) = (tmp_path / "home" / "runs" / "cut").glob("noise-secret-*")
+    return path
+
+
+def test_a_redo_that_ends_before_it_saved_anything_takes_nothing_away(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage that it was to replace goes on, with the noise it had."""
+    cut_in(monkeypatch, "_validate", 2, run, **DP)
+    first = secret_of(tmp_path)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt  # after which nothing is saved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRun, "_validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(2, run="cut", redo=True, **(DP | {"local_steps": 2}))
+    assert first.is_file()
+    assert run(2, run="cut", **DP)["stages"]["1"]["status"] == "complete"
+    assert not list(first.parent.glob("noise-secret*"))
+
+
+def test_nodes_never_send_a_round_under_two_noises(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A noised sum is out once a node has sent it, whatever becomes of the round."""
+    draws: list[tuple[int, str]] = []
+    original = Noising.plan
+
+    def spy(self: Noising, round_: int) -> dict[str, Any]:
+        found = original(self, round_)
+        draws.append((round_, found["draw"]))
+        return found
+
+    monkeypatch.setattr(Noising, "plan", spy)
+    settings = DP | {"dp_noise_on": "nodes"}
+
+    def lost(*_: Any) -> None:
+        raise CutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageStrategy, "aggregate_train", lost)
+        for _ in range(2):
+            with pytest.raises(CutError):
+                run(2, run="cut", **settings)
+    privacy = run(2, run="cut", **settings)["stages"]["1"]["privacy"]
+    assert [round_ for round_, _ in draws] == [1, 1, 1, 2, 3]
+    assert len(set(draws)) == 3
+    assert [release["round"] for release in privacy["releases"]] == [1, 2, 3]
 
 
 def assert_redone(manifest: dict[str, Any]) -> None:
@@ -181,7 +236,7 @@ def test_a_damaged_secret_is_replaced_by_redoing(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     cut_in(monkeypatch, "_validate", 2, run, **DP)
-    secret = tmp_path / "home" / "runs" / "cut" / "noise-secret"
+    secret = secret_of(tmp_path)
     secret.write_text("00ff") if damage == "cut" else secret.chmod(0o644)
     with pytest.raises(ConfigError, match="noise secret"):
         run(2, run="cut", **DP)
@@ -408,6 +463,11 @@ def test_the_budget_is_that_of_the_run(run: Any, changed: dict[str, float]) -> N
     assert run(2, redo=True, **(settings | {"dp_epsilon": 8.0}))["superseded"] != []
     assert run(2, run="more", **DP)["stages"].keys() == first["stages"].keys()
     run(2, run="more", redo=True, **settings)  # a budget may be set later
+
+
+def test_what_released_nothing_has_no_budget(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_in(monkeypatch, "_round", 1, run, **(DP | {"dp_epsilon": 3.0}))
+    assert run(2, run="cut", redo=True, **(DP | {"dp_epsilon": 9.0}))["superseded"] != []
 
 
 def test_with_noise_on_the_nodes_all_of_them_have_to_answer(

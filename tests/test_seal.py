@@ -46,7 +46,7 @@ def document(rounds: int = 3) -> dict[str, Any]:
     last = {"file": "l.safetensors", "sha256": SHA256, "round": 1, "optimizer_steps": 1}
     second = record | {"status": "running", "last": last, "test": {}, "memory_novelty": 0.4}
     return {
-        "format": 1,
+        "format": 2,
         "run": "a",
         "app": {"sha256": SHA256, "packages": {}},
         "dataset": {"sha256": SHA256, "catalogue_sha256": SHA256, "users": 20},
@@ -158,16 +158,16 @@ def test_stages_that_are_no_records_are_named(stages: str) -> None:
         (b"\xff\xfe\xfa", "unreadable"),
         (b"[" * 100_000, "unreadable"),
         (b"[]", "not a manifest of this version"),
-        (b'{"format": 1}', "not a manifest of this version"),
+        (b'{"format": 2}', "not a manifest of this version"),
         (b'{"format": true, "seal": {}}', "not a manifest of this version"),
-        (b'{"format": 2, "seal": {}}', "not a manifest of this version"),
-        (b'{"format": 1, "seal": {}, "run": NaN}', "never saved: NaN"),
-        (b'{"format": 1, "seal": {}, "run": 1e999}', "never saved: 1e999"),
+        (b'{"format": 1, "seal": {}}', "got format 1;"),
+        (b'{"format": 2, "seal": {}, "run": NaN}', "never saved: NaN"),
+        (b'{"format": 2, "seal": {}, "run": 1e999}', "never saved: 1e999"),
         (
-            b'{"format": 1, "seal": {}, "run": 0.30000000000000001}',
+            b'{"format": 2, "seal": {}, "run": 0.30000000000000001}',
             "never saved: 0.30000000000000001",
         ),
-        (b'{"format": 1, "seal": {}, "a\\nb\\ud800": 1}', r"a b\ud800, format"),
+        (b'{"format": 2, "seal": {}, "a\\nb\\ud800": 1}', r"a b\ud800, format"),
     ],
 )
 def test_what_is_no_manifest_is_refused_in_one_line(content: bytes, message: str) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from client_app.data import Dataset
 from client_app.node import Node, open_node
-from server_app.app import federate
+from server_app.app import app_record, federate
 from server_app.census import Census
 from server_app.checkpoint import load_checkpoint
+from server_app.ledger import made_by
 from server_app.manifest import Record
 from shared_model.config import Settings, Value, default_config, key_of, parse_settings
 from shared_model.errors import ManifestError
-from shared_model.fingerprint import app_sha256, canonical, text_sha256
+from shared_model.fingerprint import canonical, text_sha256
 from shared_model.model import Arrays, Recommender, build, load_groups
 from shared_model.noise import derive
 from shared_model.stages import STAGES
@@ -94,7 +95,7 @@ class AuditedRun:
             return self.released
         where = {"dataset": str(folder or self.dataset.folder), "home": str(self.work)}
         config = self.config | overrides | where
-        named = config | {"device": "", "app": app_sha256(), "data": self.data_sha256}
+        named = config | {"device": "", "data": self.data_sha256, **made_by(app_record())}
         config["run"] = f"{name.replace(' + ', '-')}-{text_sha256(canonical(named))[:12]}"
         own = self.work / "runs" / str(config["run"])
         nodes: list[Overrides] = [{"partition-id": 0, "num-partitions": 1}]

@@ -28,7 +28,7 @@ from typing import Any
 from shared_model.errors import FedDMMRError
 
 ERROR_MARK = "error: "  # how the app begins the log line that says why it failed
-_ROUND = re.compile(r"stage \d round ")  # how the line of a finished round begins
+_ROUND = re.compile(r"stage \d( round |: resumed)")  # what the app says of a round that is saved
 COMPLETED = "finished:completed"
 # Also when all went well: a run's process gives itself 5 s to say so, too few on a busy machine.
 NO_HEARTBEAT = "No heartbeat received from the task"
