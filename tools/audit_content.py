@@ -2,19 +2,25 @@
 
 The item table is frozen there, but linear maps read the items' features, and the gradient of such a
 map is a sum of outer products with what it read (Phong et al., IEEE TIFS 2018, section III): of a
-user's targets in the content heads, of its remembered items in the experts. Features are public. An
-item's score is how far an update moves what the map makes of it, less what other items have in
-common with it: the length of the map's change along the item's whitened features. Scores of several
-maps are standardised and added; the better sum counts.
+user's targets in the content heads, of its remembered items in the experts. Features are public.
+What an update changes in what a map makes of an item is scored in three ways, standardised and
+added over maps; the best sum counts:
+
+whitened: its length for whitened features, which have less in common with other items'. The best in
+    a clean update; under noise, whitening enlarges what is noise alone.
+plain: its length for centred features.
+shadow direction: its projection on the difference between items met and not met in the updates of
+    made-up users (as in audit_items.py).
 
 Letters: W warm items, F dimensions of a modality.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from client_app.content import content_dims, open_content
+from client_app.content import Content, content_dims, open_content
 from client_app.recall import Recall
 from server_app.checkpoint import load_checkpoint
 from server_app.manifest import Record
@@ -23,35 +29,66 @@ from shared_model.model import Arrays, Recommender, build, load_groups
 from shared_model.stages import STAGES
 from tools.audit_defences import Privacy, privacy_of
 from tools.audit_run import AuditedRun
-from tools.audit_scores import Floats
-from tools.audit_updates import Attacker, Score
+from tools.audit_scores import Bools, Floats
+from tools.audit_updates import Attacker, Score, made_up_users
 
 _HEADS = {"visual_head": "visual", "text_head": "text"}  # map, and the modality that it reads
 _EXPERTS = {"visual.output": "visual", "text.key": "text", "text.value": "text"}
-_SUMS = {"content heads": _HEADS, "experts": _EXPERTS, "all maps": _HEADS | _EXPERTS}
+_SUMS = {"content heads": _HEADS, "all maps": _HEADS | _EXPERTS}
 _RIDGE = 0.1  # of the mean variance of a dimension
 
 
 class FeatureScores:
-    """Scores of every warm item by the features of its modalities."""
+    """Scores of every warm item by the features of its modalities: [W, F] each."""
 
-    def __init__(self, features: dict[str, Floats]) -> None:
-        self.probes = {kind: probes(rows) for kind, rows in features.items()}
+    def __init__(self, features: dict[str, Floats], along: dict[str, Floats] | None = None) -> None:
+        self.there = {kind: np.asarray(rows.any(1)) for kind, rows in features.items()}
+        self.whitened = {kind: probes(rows) for kind, rows in features.items()}
+        self.centred = {kind: centred(rows) for kind, rows in features.items()}
+        self.along = along or {}  # the shadow direction of each map [D]
 
     def __call__(self, seen: Arrays) -> dict[str, Floats]:
         """Each sum's scores [W] of the change of the maps."""
-        found = {name: self._moved(seen, name, kind) for name, kind in _SUMS["all maps"].items()}
-        return {what: np.sum([found[name] for name in maps], 0) for what, maps in _SUMS.items()}
+        found: dict[str, dict[str, Floats]] = {}
+        for name, kind in _SUMS["all maps"].items():
+            moved = seen[_array(name)].numpy().T
+            plain = self.centred[kind] @ moved
+            ways = {
+                "whitened": np.linalg.norm(self.whitened[kind] @ moved, axis=1),
+                "plain": np.linalg.norm(plain, axis=1),
+            }
+            if name in self.along:
+                ways["shadow direction"] = plain @ self.along[name]
+            for way, values in ways.items():
+                found.setdefault(way, {})[name] = standardised(values, self.there[kind])
+        return {
+            f"{what}, {way}": np.sum([of[name] for name in maps], 0)
+            for what, maps in _SUMS.items()
+            for way, of in found.items()
+        }
 
-    def _moved(self, seen: Arrays, name: str, kind: str) -> Floats:
-        """How far a map moves along each item, standardised; 0 of an item without features. [W]"""
-        along = self.probes[kind]
-        there = along.any(1)
-        moved = np.linalg.norm(along[there] @ seen[_array(name)].numpy().T, axis=1)
-        scores = np.zeros(len(along))
-        if there.any() and moved.std() > 0:
-            scores[there] = (moved - moved.mean()) / moved.std()
-        return scores
+    def differences(self, seen: Arrays, met: Bools) -> dict[str, Floats]:
+        """Of each map: what it changes of items met less that of items not met. [D]"""
+        responses = {
+            name: self.centred[kind] @ seen[_array(name)].numpy().T
+            for name, kind in _SUMS["all maps"].items()
+        }
+        return {name: rows[met].mean(0) - rows[~met].mean(0) for name, rows in responses.items()}
+
+
+def standardised(values: Floats, there: Bools) -> Floats:
+    """Mean 0 and deviation 1 over the items that have features; 0 of the others. [W]"""
+    scores = np.zeros(len(values))
+    if there.any() and values[there].std() > 0:
+        scores[there] = (values[there] - values[there].mean()) / values[there].std()
+    return scores
+
+
+def centred(features: Floats) -> Floats:
+    """Features less their mean; zeros stay. [W, F]"""
+    there = features.any(1, keepdims=True)
+    found: Floats = np.where(there, features - features.sum(0) / max(1, there.sum()), 0.0)
+    return found
 
 
 def probes(features: Floats) -> Floats:
@@ -88,9 +125,23 @@ def _cases_of(
         model = _model(run, settings, number, arrays, began=source is before)
         knows = (mixing, Recall(run.dataset, content))
         attacker = Attacker(run.dataset, settings, own, run.noise_key, model, names, knows)
-        rows = {"visual": content.visual, "text": content.text}
-        score = FeatureScores({k: v.cpu().numpy()[attacker.warm] for k, v in rows.items()})
-        yield f"stage {number}, {when}", attacker, score
+        yield f"stage {number}, {when}", attacker, _score(attacker, content)
+
+
+def _score(attacker: Attacker, content: Content) -> FeatureScores:
+    """With the shadow directions of the attacker's model."""
+    both = {"visual": content.visual, "text": content.text}
+    features = {kind: rows.cpu().numpy()[attacker.warm] for kind, rows in both.items()}
+    dataset = made_up_users(attacker.dataset, attacker.warm, attacker.settings.seed)
+    assert attacker.mixing is not None  # noqa: S101 (for the type checker)
+    shadow = replace(attacker, mixing=(attacker.mixing[0], Recall(dataset, content)))
+    score, found = FeatureScores(features), []
+    for row in range(dataset.num_users):
+        rows = np.array([row])
+        update = shadow.trained(dataset, rows, shadow.plan("uniform"))
+        found.append(score.differences(update.arrays, shadow.met(dataset, rows)))
+    along = {name: np.mean([each[name] for each in found], axis=0) for name in found[0]}
+    return FeatureScores(features, along)
 
 
 def _model(

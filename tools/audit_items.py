@@ -15,23 +15,21 @@ Later stages freeze the table: audit_content.py. Letters: W warm items, D hidden
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from client_app.data import Dataset, Ints, Rows
+from client_app.data import Ints
 from shared_model.model import Arrays
-from shared_model.seeds import mix, rng, stable_hash
+from shared_model.seeds import mix, stable_hash
 from tools.audit_content import content_cases
 from tools.audit_defences import Privacy
 from tools.audit_run import AuditedRun
 from tools.audit_scores import Floats, auc, precision_at
-from tools.audit_updates import ALONE, SEEN, VIEWS, Attacker, Score
+from tools.audit_updates import ALONE, SEEN, VIEWS, Attacker, Score, made_up_users
 
 COHORTS = (1, 10, 100)
-SHADOWS = 20  # made-up users
 _TABLE = "item_embedding.weight"
 _MEMBER = "AUC, one member"
 Figures = dict[tuple[str, str, str], list[float]]  # (metric, view, score): one a cohort
@@ -74,21 +72,6 @@ def direction(attacker: Attacker) -> Floats:
         differences.append(table[met].mean(0) - table[~met].mean(0))
     mean: Floats = np.mean(differences, axis=0)
     return mean
-
-
-def made_up_users(dataset: Dataset, warm: Rows, seed: int) -> Dataset:
-    """SHADOWS users of the usual length, whose items are drawn uniformly and never twice."""
-    usual = int(np.median(np.diff(dataset.indptr)))
-    length = max(4, min(usual, len(warm) // 2))
-    histories = [rng(seed, "shadow", n).permutation(warm)[:length] for n in range(SHADOWS)]
-    return replace(
-        dataset,
-        user_keys=np.arange(SHADOWS, dtype=np.uint64),
-        indptr=np.arange(SHADOWS + 1, dtype=np.int64) * length,
-        items=np.concatenate(histories).astype(np.int32),
-        cold_target=np.zeros(SHADOWS, np.int32),
-        cold_length=np.zeros(SHADOWS, np.int32),
-    )
 
 
 def _by_row(attacker: Attacker, along: Floats) -> Score:

@@ -15,12 +15,14 @@ from client_app.train import Mixing, train_round
 from shared_model.config import Settings
 from shared_model.model import Arrays, Recommender
 from shared_model.plan import LocalUpdate, RoundPlan
+from shared_model.seeds import rng
 from tools.audit_defences import CLIPPING, NOISE, UNDEFENDED, Privacy
 from tools.audit_scores import Bools, Floats
 
 SHARE, ALONE = "noise share", "noise alone"
 SEEN = (UNDEFENDED, CLIPPING, NOISE, SHARE)
 VIEWS = (*SEEN, ALONE)
+SHADOWS = 20  # made-up users
 Score = Callable[[Arrays], dict[str, Floats]]  # of what is seen: [W] by the score's name
 
 
@@ -97,3 +99,18 @@ class Attacker:
             app_sha256="",
             catalogue_sha256="",
         )
+
+
+def made_up_users(dataset: Dataset, warm: Rows, seed: int) -> Dataset:
+    """SHADOWS users of the usual length, whose items are drawn uniformly and never twice."""
+    usual = int(np.median(np.diff(dataset.indptr)))
+    length = max(4, min(usual, len(warm) // 2))
+    histories = [rng(seed, "shadow", n).permutation(warm)[:length] for n in range(SHADOWS)]
+    return replace(
+        dataset,
+        user_keys=np.arange(SHADOWS, dtype=np.uint64),
+        indptr=np.arange(SHADOWS + 1, dtype=np.int64) * length,
+        items=np.concatenate(histories).astype(np.int32),
+        cold_target=np.zeros(SHADOWS, np.int32),
+        cold_length=np.zeros(SHADOWS, np.int32),
+    )
