@@ -214,4 +214,6 @@ def test_the_federation_starts_and_ends_with_ctrl_c(reader: Reader) -> None:
         assert len(programs) >= 5  # SuperLink, ServerApps, three nodes
         assert [name for name in programs if processes_of(name)] == []
     finally:
-        running.kill()
+        if running.poll() is None:  # killed, it would leave its programs
+            os.killpg(running.pid, signal.SIGINT)
+            running.wait(60)
