@@ -11,7 +11,7 @@ from server_app import report
 from server_app.census import Census, take_census
 from server_app.checkpoint import load_checkpoint
 from server_app.events import require_writer
-from server_app.ledger import Ledger, obstacle, open_ledger, remove_secrets, require_one_promise
+from server_app.ledger import Ledger, can_go_on, open_ledger, remove_secrets, require_one_promise
 from server_app.manifest import Manifest, Record, open_manifest
 from server_app.noising import noising_of
 from server_app.novelty import novelty_threshold
@@ -80,7 +80,7 @@ def _run_stage(
         return
     require_one_promise(manifest, settings)
     old = manifest.stage(stage.number)
-    goes_on = old is None or obstacle(settings, manifest, old, census) is None
+    goes_on = old is None or can_go_on(settings, manifest, old, census)
     record = manifest.begin(stage, _stage_config(settings), settings.redo, goes_on)
     # It may refuse: then nothing is saved.
     ledger = open_ledger(settings, manifest, record, stage, census, secret)
@@ -96,7 +96,6 @@ def _run_stage(
         _promise(strategy, settings, ledger)
         run = StageRun(grid, strategy, manifest, record, ledger)
         run.run(read_groups(model, stage.trained))
-        remove_secrets(manifest)
     except Exception as failure:
         record["status"] = "failed"
         try:
@@ -105,6 +104,7 @@ def _run_stage(
             report.say(f"error: {second}")
             raise failure from second
         raise
+    remove_secrets(manifest)  # a file that cannot be deleted does not make a complete stage fail
 
 
 def _promise(strategy: StageStrategy, settings: Settings, ledger: Ledger | None) -> None:

@@ -2,9 +2,9 @@
 
 A release is a round's noised arrays, which leave the server when they are validated or trained on,
 or the nodes where they draw the noise. It is written down before: a server that dies in between has
-charged for it. The same round with the
-same noise is the same release, bit for bit, so that a run which resumes pays nothing twice; without
-other nodes it is another one. Redone stages stay charged: their records are kept as superseded.
+charged for it. The same round with the same noise is the same release, bit for bit, so that a run
+which resumes pays nothing twice; without other nodes it is another one. Redone stages stay charged:
+their records are kept as superseded.
 """
 
 import math
@@ -128,17 +128,15 @@ def open_ledger(
     """The ledger of a stage that begins or goes on; ``None`` without differential privacy.
 
     A stage that has released nothing yet begins: with a secret of its own, drawn now or given, so
-    that no other training ever had its noise. ``ConfigError`` if the budget has no round left, and
-    what ``obstacle`` finds.
+    that no other training ever had its noise. ``ConfigError`` if the budget has no round left,
+    ``ManifestError`` if a stage that has releases would repeat the last one under other noise.
     """
     if not settings.private:
         return None
     others = [other["privacy"] for other in _all_records(manifest) if other is not record]
     before = sum(map(spending, others), Spending())
     if record["privacy"].get("releases"):
-        if error := obstacle(settings, manifest, record, census):
-            raise error
-        known = read_secret(_secret_file(manifest, record["privacy"]["secret_sha256"])) or b""
+        known = _secret_to_go_on(settings, manifest, record["privacy"], census)
         return Ledger(record["privacy"], known, before, settings.dp_epsilon)
     rounds = _affordable_rounds(settings, stage, before)
     secret = secret or draw_secret()
@@ -166,50 +164,54 @@ def open_ledger(
     return Ledger(record["privacy"], secret, before, settings.dp_epsilon)
 
 
-def obstacle(
-    settings: Settings, manifest: Manifest, record: Record, census: Census
-) -> FedDMMRError | None:
-    """Why a stage that was cut off would release its last round again under other noise, if so:
-    with another secret, other nodes that draw noise, or other code, a stage can only be redone."""
-    privacy = record["privacy"]
-    if not privacy.get("releases"):
-        return None
-    path = _secret_file(manifest, privacy["secret_sha256"])
+def can_go_on(settings: Settings, manifest: Manifest, record: Record, census: Census) -> bool:
+    """Whether a stage that was cut off would release its last round again as it was; with another
+    secret, other nodes that draw noise, or other code, a stage can only be redone."""
+    if not record["privacy"].get("releases"):
+        return True
     try:
-        secret = read_secret(path)
-    except ConfigError as error:
-        return error
+        _secret_to_go_on(settings, manifest, record["privacy"], census)
+    except FedDMMRError:
+        return False
+    return True
+
+
+def _secret_to_go_on(
+    settings: Settings, manifest: Manifest, privacy: Record, census: Census
+) -> bytes:
+    """The secret of a stage that has releases; an error says what is not as it was."""
+    path = _secret_file(manifest, privacy["secret_sha256"])
+    secret = read_secret(path)
     if secret is None or privacy["secret_sha256"] != _fingerprint(secret):
-        return ManifestError(
+        raise ManifestError(
             "the noise secret of this stage is missing or was changed",
             where=str(path),
             todo=f"restore the file, {_OR_REDO}",
         )
-    if (nodes := _drawing(settings, census, secret)) != privacy["nodes"]:
-        return ManifestError(
+    if (nodes := _drawing(settings, census, secret)) != (known := privacy["nodes"]):
+        raise ManifestError(
             "other nodes draw the noise than when the stage began",
             where=str(manifest.path),
-            expected=f"{len(privacy['nodes'])} nodes with the data of then: "
-            + ", ".join(privacy["nodes"]),
+            expected=f"{len(known)} nodes with the data of then: {', '.join(known)}",
             got=", ".join(nodes),
             todo=f"bring the same nodes back, {_OR_REDO}",
         )
-    if (now := made_by(manifest.data["app"])) != privacy["made_by"]:
-        known = privacy["made_by"]
-        return ManifestError(
+    if (now := made_by(manifest.data["app"])) != (then := privacy["made_by"]):
+        raise ManifestError(
             "the app's code or its packages changed, so the last round could be another one",
             where=str(manifest.path),
-            expected=", ".join(f"{name} {known[name]:.12}" for name in known),
+            expected=", ".join(f"{name} {then[name]:.12}" for name in then),
             got=", ".join(f"{name} {now[name]:.12}" for name in now),
             todo=f"go on with what began the stage, {_OR_REDO}",
         )
-    return None
+    return secret
 
 
 def remove_secrets(manifest: Manifest) -> None:
     """Delete the secrets that no stage will go on with. ``ManifestError`` if that is impossible."""
-    going_on = [r["privacy"] for r in manifest.data["stages"].values() if r["status"] != "complete"]
-    named = {_secret_file(manifest, p["secret_sha256"]) for p in going_on if p}
+    records = manifest.data["stages"].values()
+    cut_off = [r["privacy"] for r in records if r["status"] in ("running", "failed")]
+    named = {_secret_file(manifest, p["secret_sha256"]) for p in cut_off if p}
     for path in set(manifest.folder.glob(f"{_SECRET}*")) - named:
         remove(path)
 

@@ -25,7 +25,7 @@ _TAIL = 10.0  # stds: the norm of a node's noise is as far beyond sqrt(numbers) 
 
 @dataclass(frozen=True)
 class Noising:
-    """The noise of one stage, a function of the run's secret, the stage, its attempt and a round.
+    """The noise of one stage, a function of its training's secret and a round.
 
     And of who was absent, by name and data: the same round of other users gets other noise, or
     their difference would be a node's sum without any.

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from client_app.compile import write_dataset
 from client_app.data import Dataset, open_dataset
 from client_app.demo import demo_dataset
+from server_app import ledger
+from shared_model.noise import draw_secret
 from tools.importers import ImportOptions, import_dataset
 from tools.in_process import run_in_process
 
@@ -130,3 +132,10 @@ class CutError(Exception):
 def checkpoint(tmp_path: Path, run: str, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
     folder = tmp_path / "home" / "runs" / run
     return load_file(folder / manifest["stages"]["1"]["checkpoint"])
+
+
+@pytest.fixture
+def one_secret(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From now on all runs draw the same secret, so that they can be compared; or draw again."""
+    monkeypatch.setattr(ledger, "draw_secret", lambda: bytes(range(32)))
+    return lambda: monkeypatch.setattr(ledger, "draw_secret", draw_secret)

@@ -1,4 +1,7 @@
-"""`feddmmr recommend`: the evaluation's own scores, parts that add up, titles, and refusals."""
+"""`feddmmr recommend`: the evaluation's own scores, parts that add up, titles, and refusals.
+
+Over 300 lines on purpose: all of it asks one run, which is trained once.
+"""
 
 import json
 import shutil

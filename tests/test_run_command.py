@@ -11,7 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from flwr.common.config import parse_config_args
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from client_app.data import Dataset
 from shared_model.errors import ConfigError
-from tools import cli, run_command
+from tools import cli
 from tools.run_command import (
     as_toml,
     by_stage,
@@ -33,10 +33,8 @@ from tools.run_command import (
     verdict,
 )
 from tools.superlink import (
-    NO_HEARTBEAT,
     Outcome,
     RunError,
-    SuperLink,
     open_superlink,
     read_answer,
     read_outcome,
@@ -258,45 +256,6 @@ def test_flower_refuses_an_unknown_connection(feddmmr: Feddmmr) -> None:
     assert (code, out) == (1, "")
     assert err.startswith("error: flwr run failed; got ")
     assert "'nowhere' not found" in err
-
-
-class Sleepy(SuperLink):
-    """Flower gives up each run but the last one; the log is what the app says until then."""
-
-    logs: ClassVar[list[list[str]]]
-    submitted: ClassVar[list[dict[str, Any]]]
-
-    def submit(self, app: Path, run_config: Path, federation_config: str) -> str:
-        self.submitted.append(tomllib.loads(run_config.read_text()))
-        log = self.folder / "log"
-        log.write_text("".join(f"{line}\n" for line in self.logs[len(self.submitted) - 1]))
-        (self.folder / "flwr").write_text(f"#!/bin/sh\ncat {log}\n")
-        (self.folder / "flwr").chmod(0o755)
-        return str(len(self.submitted))
-
-    def wait(self, run_id: str) -> Outcome:
-        last = int(run_id) == len(self.logs)
-        return Outcome(*(("finished:completed", "") if last else ("finished:failed", NO_HEARTBEAT)))
-
-
-@pytest.mark.parametrize(
-    ("logs", "redone"),
-    [
-        ([["2 nodes, 20 users"], ["2 nodes, 20 users", "stage 1 round 0/2"]], [True, True]),
-        ([["stage 1 round 0/2  0 users"], ["stage 1: resumed after round 0"]], [True, False]),
-        ([[], ["stage 1 round 0/2"], ["stage 1 round 1/2"], []], [True, True, False, False]),
-    ],
-)
-def test_what_was_not_begun_again_is_still_to_be_redone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: list[list[str]], redone: list[bool]
-) -> None:
-    monkeypatch.setattr(run_command, "_LET_GO", 0.0)
-    Sleepy.logs, Sleepy.submitted = logs, []
-    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    monkeypatch.setenv("PATH", environment["PATH"])  # Popen finds programs by ours
-    superlink = Sleepy("local", environment, tmp_path)
-    run_command._run_there(superlink, own_app(), {"redo": True, "stage": 1}, "")
-    assert [config["redo"] for config in Sleepy.submitted] == redone
 
 
 def in_process(dataset: Path, home: Path, num_supernodes: int) -> list[str]:

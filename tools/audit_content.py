@@ -41,11 +41,11 @@ _RIDGE = 0.1  # of the mean variance of a dimension
 class FeatureScores:
     """Scores of every warm item by the features of its modalities: [W, F] each."""
 
-    def __init__(self, features: dict[str, Floats], along: dict[str, Floats] | None = None) -> None:
+    def __init__(self, features: dict[str, Floats]) -> None:
         self.there = {kind: np.asarray(rows.any(1)) for kind, rows in features.items()}
         self.whitened = {kind: probes(rows) for kind, rows in features.items()}
         self.centred = {kind: centred(rows) for kind, rows in features.items()}
-        self.along = along or {}  # the shadow direction of each map [D]
+        self.along: dict[str, Floats] = {}  # the shadow direction of each map [D]
 
     def __call__(self, seen: Arrays) -> dict[str, Floats]:
         """Each sum's scores [W] of the change of the maps."""
@@ -134,14 +134,11 @@ def _score(attacker: Attacker, content: Content) -> FeatureScores:
     features = {kind: rows.cpu().numpy()[attacker.warm] for kind, rows in both.items()}
     dataset = made_up_users(attacker.dataset, attacker.warm, attacker.settings.seed)
     assert attacker.mixing is not None  # noqa: S101 (for the type checker)
-    shadow = replace(attacker, mixing=(attacker.mixing[0], Recall(dataset, content)))
-    score, found = FeatureScores(features), []
-    for row in range(dataset.num_users):
-        rows = np.array([row])
-        update = shadow.trained(dataset, rows, shadow.plan("uniform"))
-        found.append(score.differences(update.arrays, shadow.met(dataset, rows)))
-    along = {name: np.mean([each[name] for each in found], axis=0) for name in found[0]}
-    return FeatureScores(features, along)
+    mixing = (attacker.mixing[0], Recall(dataset, content))
+    shadow, score = replace(attacker, dataset=dataset, mixing=mixing), FeatureScores(features)
+    found = [score.differences(seen, met) for seen, met in shadow.shadows()]
+    score.along = {name: np.mean([each[name] for each in found], axis=0) for name in found[0]}
+    return score
 
 
 def _model(

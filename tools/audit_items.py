@@ -15,6 +15,7 @@ Later stages freeze the table: audit_content.py. Letters: W warm items, D hidden
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -64,12 +65,10 @@ def table_cases(run: AuditedRun, privacy: Privacy) -> Iterator[tuple[str, Attack
 def direction(attacker: Attacker) -> Floats:
     """Mean row of an item met minus that of an item not met, over made-up users. [D]"""
     dataset = made_up_users(attacker.dataset, attacker.warm, attacker.settings.seed)
-    differences = []
-    for row in range(dataset.num_users):
-        rows = np.array([row])
-        update = attacker.trained(dataset, rows, attacker.plan("uniform"))
-        table, met = _table(attacker, update.arrays), attacker.met(dataset, rows)
-        differences.append(table[met].mean(0) - table[~met].mean(0))
+    tables = [
+        (_table(attacker, seen), met) for seen, met in replace(attacker, dataset=dataset).shadows()
+    ]
+    differences = [table[met].mean(0) - table[~met].mean(0) for table, met in tables]
     mean: Floats = np.mean(differences, axis=0)
     return mean
 
@@ -92,9 +91,8 @@ def _table(attacker: Attacker, seen: Arrays) -> Floats:
 
 def _attack(attacker: Attacker, cohort: Ints, score: Score, figures: Figures) -> None:
     """Add what is found about one cohort under every view; an AUC of a full union is none."""
-    dataset = attacker.dataset
-    union = attacker.met(dataset, cohort)
-    members = [attacker.met(dataset, cohort[place : place + 1]) for place in range(len(cohort))]
+    union = attacker.met(cohort)
+    members = [attacker.met(cohort[place : place + 1]) for place in range(len(cohort))]
     for view, seen in attacker.views(cohort).items():
         for name, values in score(seen).items():
             precise = precision_at(values, union, int(union.sum()))

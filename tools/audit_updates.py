@@ -3,7 +3,7 @@
 Letters: U users of a cohort, W warm items.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,7 +51,7 @@ class Attacker:
         "noise share" a node's part of it, as nodes that draw it send it; "noise alone" no update.
         """
         everyone = self.dataset.num_users
-        plain = self.trained(self.dataset, rows, self.plan(self.settings.weighting))
+        plain = self.trained(rows, self.plan(self.settings.weighting))
         plan = replace(
             self.plan("uniform"),
             clip_norm=self.privacy.clip_norm,
@@ -59,7 +59,7 @@ class Attacker:
             total_users=everyone,
             draw=f"audit {self.dataset.user_keys[rows[0]]} of {len(rows)}",
         )
-        clipped = self.trained(self.dataset, rows, replace(plan, draw=""))
+        clipped = self.trained(rows, replace(plan, draw=""))
         zeros = {name: torch.zeros_like(array) for name, array in clipped.arrays.items()}
         seen = {
             UNDEFENDED: plain,
@@ -70,18 +70,26 @@ class Attacker:
         }
         return {view: update.arrays for view, update in seen.items()}
 
-    def met(self, dataset: Dataset, rows: Rows) -> Bools:
+    def met(self, rows: Rows) -> Bools:
         """Which warm items users ``rows`` trained on, as targets or inputs. [W]"""
-        ends, most = dataset.indptr[rows + 1] - 2, self.settings.max_length + 1
-        starts = np.maximum(dataset.indptr[rows], ends - most)
-        histories = [dataset.items[start:end] for start, end in zip(starts, ends, strict=True)]
+        ends, most = self.dataset.indptr[rows + 1] - 2, self.settings.max_length + 1
+        starts = np.maximum(self.dataset.indptr[rows], ends - most)
+        histories = [self.dataset.items[start:end] for start, end in zip(starts, ends, strict=True)]
         found: Bools = np.isin(self.warm, np.concatenate(histories))
         return found
 
-    def trained(self, dataset: Dataset, rows: Rows, plan: RoundPlan) -> LocalUpdate:
+    def shadows(self) -> Iterator[tuple[Arrays, Bools]]:
+        """What is seen of each of the ``dataset``'s users alone, and which items it met [W]: for an
+        attacker on users that it made up."""
+        for row in range(self.dataset.num_users):
+            rows = np.array([row])
+            update = self.trained(rows, self.plan("uniform"))
+            yield update.arrays, self.met(rows)
+
+    def trained(self, rows: Rows, plan: RoundPlan) -> LocalUpdate:
         """What a node answers, of the arrays that are looked at."""
         size = self.settings.users_per_batch
-        update = train_round(self.model, dataset, rows, plan, size, self.mixing)
+        update = train_round(self.model, self.dataset, rows, plan, size, self.mixing)
         return replace(update, arrays={name: update.arrays[name].cpu() for name in self.names})
 
     def plan(self, weighting: str) -> RoundPlan:
