@@ -11,9 +11,8 @@ from torch import Tensor
 
 from client_app.data import Dataset, Ints, Rows, Split, input_lengths, pad_batch
 from client_app.groups import candidates
+from shared_model.metrics import SAMPLED, Ranks
 from shared_model.seeds import STRIDE, mix, stable_hash
-
-NUM_NEGATIVES = 100
 
 
 @dataclass(frozen=True)
@@ -37,21 +36,27 @@ def make_cases(
     return Cases(*(torch.from_numpy(array) for array in arrays))
 
 
-def protocol_ranks(scores: Tensor, cases: Cases, candidates: Tensor) -> dict[str, np.ndarray]:
-    """Ranks [B] of the targets by protocol, from 0, in one pass.
+def protocol_ranks(scores: Tensor, cases: Cases, candidates: Tensor) -> dict[str, Ranks]:
+    """Ranks of the targets by protocol, in one pass.
 
     ``scores`` [B, I+1]; ``candidates`` [I+1] bool are the catalogue items that compete. A rank
     counts the candidates that do not score *below* the target: ties, and NaN, count against us.
     """
     targets = cases.targets[:, None]
-    ahead = ~(scores < scores.gather(1, targets)) & candidates  # [B, I+1]
-    ahead.scatter_(1, targets, False)
-    sampled = ahead.gather(1, cases.negatives) & (cases.negatives > 0)
+    ahead = ~(scores < scores.gather(1, targets))  # [B, I+1]
+    others = candidates.expand_as(ahead).scatter(1, targets, False)
+    unseen = others & ~cases.seen
+    drawn = cases.negatives > 0
     return {
-        "uniform-100": sampled.sum(1).numpy(),
-        "full": ahead.sum(1).numpy(),
-        "full-unseen": (ahead & ~cases.seen).sum(1).numpy(),
+        "uniform-100": _ranks(ahead.gather(1, cases.negatives), drawn),
+        "full": _ranks(ahead, others),
+        "full-unseen": _ranks(ahead, unseen),
     }
+
+
+def _ranks(ahead: Tensor, candidates: Tensor) -> Ranks:
+    """How many of the ``candidates`` [B, N] are ``ahead`` [B, N], and how many there are."""
+    return Ranks((ahead & candidates).sum(1).numpy(), candidates.sum(1).numpy())
 
 
 def warm_candidates(dataset: Dataset) -> Tensor:
@@ -86,8 +91,8 @@ def _uniform_negatives(seed: int, keys: np.ndarray, pool: Ints, excluded: np.nda
     ``keys`` [B], ``pool`` [P] item indices, ``excluded`` [B, I+1] bool. Draws by hash until every
     row has its items; rows with fewer than C choices are padded with 0.
     """
-    wanted = np.minimum(NUM_NEGATIVES, len(pool) - excluded[:, pool].sum(1))
-    draws = 2 * NUM_NEGATIVES
+    wanted = np.minimum(SAMPLED, len(pool) - excluded[:, pool].sum(1))
+    draws = 2 * SAMPLED
     while True:
         names = np.arange(draws, dtype=np.uint64) * STRIDE
         drawn = pool[mix(seed, keys[:, None] ^ names) % np.uint64(len(pool))]  # [B, draws]
@@ -95,8 +100,8 @@ def _uniform_negatives(seed: int, keys: np.ndarray, pool: Ints, excluded: np.nda
         if (usable.sum(1) >= wanted).all():
             break
         draws *= 2
-    order = np.argsort(~usable, axis=1, kind="stable")[:, :NUM_NEGATIVES]
-    filled = np.arange(NUM_NEGATIVES) < wanted[:, None]
+    order = np.argsort(~usable, axis=1, kind="stable")[:, :SAMPLED]
+    filled = np.arange(SAMPLED) < wanted[:, None]
     return np.where(filled, np.take_along_axis(drawn, order, 1), 0)
 
 

@@ -148,6 +148,12 @@ def input_lengths(dataset: Dataset, rows: Rows, split: Split) -> Ints:
     return lengths
 
 
+def has_training(dataset: Dataset, rows: Rows) -> npt.NDArray[np.bool_]:
+    """Which of the users have an input and a target that are neither valid nor test: bool [B]."""
+    having: npt.NDArray[np.bool_] = dataset.lengths(rows) - 2 >= 2
+    return having
+
+
 def split_view(dataset: Dataset, row: int, split: Split) -> tuple[Items, int]:
     """One user's (input items int32 [n], target item) of a split; "train" has target 0 (PAD).
 

@@ -13,7 +13,7 @@ from client_app.groups import BUCKET_PROTOCOLS, buckets, candidates, groups_of
 from client_app.recall import Recall, shared_bank
 from shared_model.dropout import Dropout
 from shared_model.memory import MemorySettings
-from shared_model.metrics import MetricSums
+from shared_model.metrics import MetricSums, Ranks
 from shared_model.mixture import Candidates
 from shared_model.model import Recommender
 
@@ -63,7 +63,7 @@ def evaluate_users(
 
 def _ranks(
     dataset: Dataset, cases: dict[str, Cases], scores: Tensor, lengths: Ints
-) -> Iterator[tuple[str, str, np.ndarray]]:
+) -> Iterator[tuple[str, str, Ranks]]:
     """Group or bucket, protocol, and ranks of its users. Scores [B, I+1], input lengths [B]."""
     for group, of_group in cases.items():
         among = torch.from_numpy(candidates(dataset, group))
@@ -73,7 +73,7 @@ def _ranks(
         if group == "all":
             for bucket, members in buckets(dataset, of_group.targets.numpy(), lengths).items():
                 for protocol in BUCKET_PROTOCOLS:
-                    yield bucket, protocol, ranks[protocol][members]
+                    yield bucket, protocol, ranks[protocol].of(members)
 
 
 def _batches(dataset: Dataset, rows: Rows, split: Split) -> Iterator[tuple[Split, Rows]]:

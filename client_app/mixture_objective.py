@@ -1,7 +1,7 @@
 """What Stages 2 and 3 train: sampled next-item loss, alignment of content, balance of the router.
 
-Letters: B users of a batch, T input positions, P of them trained, C sampled negatives, N = P + C
-candidates of a user, L items of its memory bank, I items, D hidden size.
+Letters: B users of a batch, T input positions, P of them trained, N candidates of a user (its
+targets and the sample of ``sampled_softmax.py``), L items of its memory bank, D hidden size.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from client_app.cases import membership
 from client_app.data import Dataset, Ints, Rows, pad_batch
 from client_app.losses import Descent
 from client_app.objective import Batch, Losses, aggregation_weights, descend, learned_by
 from client_app.recall import Recall, own_banks
+from client_app.sampled_softmax import among_targets, draw_sample, next_item_loss
 from shared_model.dropout import Dropout
 from shared_model.memory import EMPTY, Memory
-from shared_model.mixture import Candidates, Memories, Scores, mask_repeated_targets
+from shared_model.mixture import Candidates, Memories, Scores
 from shared_model.model import Arrays, Recommender
 from shared_model.plan import MEMORY_LOGS, MixturePlan, RoundPlan
 from shared_model.router import entropy, load_balance
 from shared_model.sasrec import PAD
-from shared_model.seeds import STRIDE, mix, stable_hash, uniform
+from shared_model.seeds import STRIDE, stable_hash, uniform
 
 _STRIDE = int(STRIDE.view(np.int64))
 
@@ -47,10 +47,11 @@ class MixtureObjective:
         self.settings = recall.settings(mixing)
         self.device = model.item_embedding.weight.device
         self.rate = plan.dropout if "backbone" in model.stage.trained else 0.0
-        self.as_cold = torch.from_numpy(self._dropped_ids()).to(self.device)
+        self._as_cold = self._dropped_ids()
+        self.as_cold = torch.from_numpy(self._as_cold).to(self.device)
 
     def batch(self, rows: Rows) -> Batch:
-        """Inputs, sampled targets and negatives, and what the memory holds at each target."""
+        """Inputs, drawn targets, what they compete with, and what the memory holds at each."""
         inputs, targets = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
         columns, real = self._trained_positions(rows, targets)
         lengths = self.dataset.lengths(rows) - 2
@@ -58,15 +59,18 @@ class MixtureObjective:
         positions = [own[holds] for own, holds in zip(places, real, strict=True)]
         memories = self.recall.memories(self.model, rows, positions, self.settings)
         bank = own_banks(memories)
-        negatives, met, kinds = self._negatives(rows)
         chosen = np.where(real, np.take_along_axis(targets, columns, 1), PAD)
+        seeds = self._hash("negatives"), self._hash("own")
+        sample = draw_sample(
+            self.dataset, rows, chosen, self._as_cold, seeds, self.mixing.negatives
+        )
         arrays = {
             "inputs": inputs,
             "columns": columns,
             "real": real,
-            "candidates": np.concatenate([chosen, negatives], 1),
-            "met": met,
-            "kinds": kinds,
+            "candidates": np.concatenate([chosen, sample.items], 1),
+            "negative": sample.negative,
+            "log_weights": sample.log_weights,
             "memory": _memory_counts(memories, self.settings.short_term),
         }
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -108,8 +112,9 @@ class MixtureObjective:
         """
         plan, real = self.mixing, tensors["real"]
         ids, result = self._scores(arrays, tensors, keys)
-        cold = self.as_cold[tensors["candidates"]][..., : real.shape[-1]]  # [B, P]
-        next_item = _next_item_loss(result.scores, tensors, cold)  # [B, P]
+        targets = tensors["candidates"][..., : real.shape[-1]]  # [B, P]
+        known = real & ~self.as_cold[targets]
+        next_item = next_item_loss(result.scores, targets, known, tensors["log_weights"])  # [B, P]
         alignment = _alignment_loss(result.content, ids, tensors, plan.temperature)
         weighted = alignment * (1 + plan.surprise_weight * next_item.detach())
         balance = load_balance(result.weights)  # [B]
@@ -158,18 +163,6 @@ class MixtureObjective:
         columns = np.argsort(draws, axis=1, kind="stable")[:, :count]
         return columns, np.take_along_axis(valid, columns, 1)
 
-    def _negatives(self, rows: Rows) -> tuple[Ints, np.ndarray, np.ndarray]:
-        """Warm items drawn for each user: int64 [B, C]; which of them it was trained on, and so are
-        no negatives: bool [B, C]; and how many items there are of both kinds: float32 [B, 2]."""
-        warm = np.flatnonzero(~self.dataset.cold)[1:]  # without PAD
-        names = np.arange(self.mixing.negatives, dtype=np.uint64) * STRIDE
-        keys = self.dataset.user_keys[rows]
-        drawn = warm[mix(self._hash("negatives"), keys[:, None] ^ names) % np.uint64(len(warm))]
-        positives = membership(self.dataset, rows, self.dataset.lengths(rows) - 2)
-        count = positives.sum(1)
-        kinds = np.stack([len(warm) - count, count], 1).astype(np.float32)
-        return drawn, np.take_along_axis(positives, drawn, 1), kinds
-
     def _dropped_ids(self) -> np.ndarray:
         """Items that content scores this round: the cold ones, and a share of the others that have
         content (design section 3, "Score"). [I+1] bool."""
@@ -183,48 +176,16 @@ class MixtureObjective:
         return stable_hash(self.plan.seed, what, self.plan.stage, self.plan.round)
 
 
-def _next_item_loss(scores: Tensor, tensors: Arrays, cold: Tensor) -> Tensor:
-    """Cross-entropy of each target among the user's candidates, in nats. [B, P].
-
-    ``scores`` [B, P, P + C]; ``cold`` [B, P]: which targets are scored as if cold.
-
-    The sampled negatives stand for all items that the user was not trained on, and its own other
-    targets, in turn, for all that it was (as Jean et al., ACL 2015, section 3, correct a sample).
-    So this estimates the full softmax, and what Stage 1 learned, such as that what was watched is
-    rarely watched again, stays a solution. A cold item is new to every user: other targets that are
-    scored as if cold are left out, or the model would learn that such items were seen.
-    """
-    met, real = tensors["met"], tensors["real"]
-    positions = real.shape[-1]
-    among = _among_targets(scores, tensors, real & ~cold)
-    drawn = torch.stack([(~met).sum(-1), (real & ~cold).sum(-1) - 1], -1).clamp(min=1)  # [B, 2]
-    stands_for = ((tensors["kinds"] - tensors["kinds"].new_tensor([0, 1])) / drawn).clamp(min=1)
-    shift = stands_for.log()[:, None, :, None]  # [B, 1, 2, 1]
-    itself = torch.eye(positions, dtype=torch.bool, device=scores.device)
-    own = among.diagonal(dim1=-2, dim2=-1)  # [B, P]
-    others = scores[..., positions:].masked_fill(met[:, None], -torch.inf) + shift[:, :, 0]
-    among = torch.where(itself, among, among + shift[:, :, 1])
-    return torch.cat([among, others], -1).logsumexp(-1) - own
-
-
-def _among_targets(scores: Tensor, tensors: Arrays, others: Tensor) -> Tensor:
-    """Scores of the batch's own targets only [B, P, P], each one's own and those of ``others``
-    [B, P] that are another item; the rest is masked."""
-    positions = others.shape[-1]
-    itself = torch.eye(positions, dtype=torch.bool, device=scores.device)
-    among = mask_repeated_targets(scores[..., :positions], tensors["candidates"][..., :positions])
-    return among.masked_fill(~(others[..., None, :] | itself), -torch.inf)
-
-
 def _alignment_loss(content: Tensor, ids: Tensor, tensors: Arrays, temperature: float) -> Tensor:
     """Contrast of each target's content with the candidates' ID embeddings (InfoNCE, van den Oord
     et al., 2018; cosines). ``content`` and ``ids`` [B, N, D] -> [B, P]; 0 without content.
     """
-    met, positions = tensors["met"], tensors["real"].shape[-1]
+    positions, negative = tensors["real"].shape[-1], tensors["negative"]
     query = functional.normalize(content[..., :positions, :], dim=-1)
     cosines = query @ functional.normalize(ids, dim=-1).mT / temperature  # [B, P, N]
-    among = _among_targets(cosines, tensors, tensors["real"])
-    others = cosines[..., positions:].masked_fill(met[:, None], -torch.inf)
+    targets = tensors["candidates"][..., :positions]
+    among = among_targets(cosines[..., :positions], targets, tensors["real"])
+    others = cosines[..., positions:].masked_fill(~negative[..., None, :], -torch.inf)
     own = among.diagonal(dim1=-2, dim2=-1)
     loss = torch.cat([among, others], -1).logsumexp(-1) - own
     return loss * (query != 0).any(-1)

@@ -11,7 +11,14 @@ import torch
 
 from client_app.clipping import with_noise
 from client_app.content import content_dims, open_content
-from client_app.data import Dataset, Rows, history_digest, open_dataset, partition_rows
+from client_app.data import (
+    Dataset,
+    Rows,
+    has_training,
+    history_digest,
+    open_dataset,
+    partition_rows,
+)
 from client_app.demo import demo_dataset
 from client_app.frozen import keep_frozen, read_frozen
 from client_app.novelty import count_novelty, sample_share
@@ -104,6 +111,7 @@ class Node:
             visual=self._dims()[0],
             text=self._dims()[1],
             app_sha256=app_sha256(),
+            trainable=int(has_training(self.dataset, self.rows).sum()),
         )
 
     def noised(self, update: LocalUpdate, plan: RoundPlan) -> LocalUpdate:

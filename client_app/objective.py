@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from client_app.data import Dataset, Rows, pad_batch
+from client_app.data import Dataset, Rows, has_training, pad_batch
 from client_app.losses import Descent, full_softmax
 from shared_model.dropout import Dropout
 from shared_model.model import Arrays, Recommender
@@ -93,10 +93,8 @@ def learned_by(model: Recommender) -> Arrays:
 def batch_rows(dataset: Dataset, rows: Rows, plan: RoundPlan, size: int) -> Iterator[Rows]:
     """Participating users that have a training target, similar lengths together. [<= size] each."""
     keys = dataset.draw_keys(rows) if plan.private else dataset.user_keys[rows]
-    rows = rows[plan.takes_part(keys)]
-    lengths = dataset.lengths(rows) - 2  # without valid and test
-    rows, lengths = rows[lengths >= 2], lengths[lengths >= 2]
-    rows = rows[np.lexsort((dataset.user_keys[rows], lengths))]
+    rows = rows[plan.takes_part(keys) & has_training(dataset, rows)]
+    rows = rows[np.lexsort((dataset.user_keys[rows], dataset.lengths(rows)))]
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 

@@ -19,9 +19,10 @@ from server_app.optimizers import ServerOptimizer
 from server_app.rounds import StageRun
 from server_app.strategy import StageStrategy
 from shared_model.config import Settings, parse_settings
-from shared_model.errors import ConfigError, FedDMMRError, ManifestError
+from shared_model.errors import ConfigError, DataError, FedDMMRError, ManifestError
 from shared_model.fingerprint import app_sha256, arrays_sha256
 from shared_model.model import Recommender, build, load_groups, read_groups
+from shared_model.router import MODALITIES
 from shared_model.stages import STAGES, Stage, stage_of
 
 app = ServerApp()
@@ -53,7 +54,8 @@ def federate(grid: Grid, settings: Settings, secret: bytes | None = None) -> Rec
     require_writer(settings)
     stages = list(STAGES.values()) if settings.stage == 0 else [stage_of(settings.stage)]
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
-    _require_features(stages, census)
+    require_training(census)
+    _require_features(stages, census, settings.modalities)
     with open_manifest(settings.home_folder, settings.run) as manifest:
         manifest.bind(app_record(), census.dataset(), census.features())
         report.say(f"{len(census.nodes)} nodes, {census.dataset()['users']} users")
@@ -158,10 +160,38 @@ def _strategy(
     return StageStrategy(stage, settings, census, optimizer, frozen, mixing)
 
 
-def _require_features(stages: list[Stage], census: Census) -> None:
+def require_training(census: Census) -> None:
+    """``DataError`` if no user has a training target: every round would be empty."""
+    if not any(node.trainable for node in census.nodes.values()):
+        raise DataError(
+            "nobody has anything to train on",
+            where=f"{len(census.nodes)} nodes, {census.dataset()['users']} users",
+            expected="a user with 4 interactions: the last two are held out, and a target needs "
+            "an item before it",
+            got="3 interactions each, cold items aside",
+            todo="import longer histories: lower --min-rating, raise --last, or hold out fewer "
+            "items with --cold-fraction",
+        )
+
+
+def _require_features(stages: list[Stage], census: Census, modalities: str) -> None:
     """``ConfigError`` if a stage mixes content in and the nodes have none: before any training."""
     mixing = [stage for stage in stages if stage.mixes]
-    if mixing and census.dims == (0, 0):
+    if not mixing:
+        return
+    features = census.features()
+    kinds = MODALITIES if modalities == "both" else (modalities,)
+    coverage = {kind: features[f"{kind}_coverage"] or 0.0 for kind in kinds}
+    if census.dims != (0, 0) and not any(coverage.values()):
+        raise ConfigError(
+            f"stage {mixing[0].number} needs features, and no item has any",
+            where=f"features.safetensors of the dataset, modalities={modalities!r}",
+            expected="a row that is not zero",
+            got=", ".join(f"{kind} coverage {share:.0%}" for kind, share in coverage.items()),
+            todo="see whether item ids and pictures match with `feddmmr features analyze`, encode "
+            "and import again, or choose other modalities",
+        )
+    if census.dims == (0, 0):
         raise ConfigError(
             f"stage {mixing[0].number} needs features, and the dataset has none",
             where="features.safetensors of the dataset",

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from server_app.manifest import Manifest
 from shared_model.config import Settings
-from shared_model.metrics import PROTOCOLS
+from shared_model.metrics import PROTOCOLS, SAMPLED, Report
 
 Record = dict[str, Any]
 
@@ -29,8 +29,7 @@ def round_line(stage: int, num_rounds: int, entry: Record) -> str:
         f"loss {loss}",
     ]
     if "valid" in entry:
-        best = entry["valid"]["all"]["uniform-100"]
-        parts.append(f"valid HR@10 {best['hr@10']:.4f} NDCG@10 {best['ndcg@10']:.4f}")
+        parts.append(_valid(entry["valid"]))
     if "gate" in entry:
         parts.append(f"gate {entry['gate']:.3f}")
     if "router" in entry:
@@ -44,6 +43,37 @@ def round_line(stage: int, num_rounds: int, entry: Record) -> str:
         if names := sorted({node["node"] for node in entry.get(what, [])}):
             parts.append(f"{what} {_few(names)}")
     return "  ".join(parts)
+
+
+def _valid(valid: Report) -> str:
+    """The headline figures of a validation, and among how many if that is not what it says."""
+    found = valid["all"].get("uniform-100")
+    if found is None:
+        return "valid - (nothing to rank among)"
+    few = f" among {few_candidates(found)}" if few_candidates(found) else ""
+    return f"valid HR@10 {found['hr@10']:.4f} NDCG@10 {found['ndcg@10']:.4f}{few}"
+
+
+def few_candidates(found: dict[str, float]) -> str:
+    """The mean number of candidates of "uniform-100" if it is below that, or nothing."""
+    count = found.get("candidates", float(SAMPLED))  # a round of an earlier version does not say
+    return "" if count >= SAMPLED else f"{count:.1f}"
+
+
+def shortfalls(report: Report) -> list[str]:
+    """What a split's protocols lack: candidates, or users that have nothing to rank among."""
+    notes = []
+    for group in (group for group in TABLE_GROUPS if group in report):
+        everyone = report[group]["full"]["users"]
+        for protocol in PROTOCOLS:
+            found = report[group].get(protocol, {"users": 0.0})
+            if left_out := int(everyone - found["users"]):
+                notes.append(
+                    f"{group}, {protocol}: {left_out} users with nothing to rank among left out"
+                )
+        if few := few_candidates(report[group].get("uniform-100", {})):
+            notes.append(f"{group}, uniform-100: ranked among {few}, since fewer than 100 exist")
+    return notes
 
 
 def resume_command(settings: Settings) -> str:
@@ -79,6 +109,10 @@ def closing_table(manifest: Manifest) -> None:
                     table.add_row(*head, *(_cell(cells.get(protocol)) for protocol in PROTOCOLS))
     console = Console(width=120)
     console.print(table)
+    for number, record in sorted(manifest.data["stages"].items()):
+        for split in ("valid", "test"):
+            for note in shortfalls(record[split]):
+                say(f"note: stage {number} {split}, {note}")
     for number, record in sorted(manifest.data["stages"].items()):
         if record["privacy"]:
             say(privacy_line(number, record["privacy"]))

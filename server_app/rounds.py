@@ -15,6 +15,7 @@ from server_app.events import Events
 from server_app.ledger import Ledger
 from server_app.manifest import Manifest, Record
 from server_app.strategy import StageStrategy
+from shared_model.errors import RoundError
 from shared_model.metrics import Report
 from shared_model.model import Arrays
 
@@ -188,9 +189,24 @@ class StageRun:
         worse = [e for e in since if e["round"] > self.record["best_round"]]
         return 0 < patience <= len(worse)
 
+    def _require_participants(self) -> None:
+        """``RoundError`` if no user took part in any round: what was kept is what came in."""
+        if self.ledger or any(entry["participants"] for entry in self.record["rounds"]):
+            return  # under differential privacy the draw is a secret, and noise has moved the model
+        settings = self.strategy.settings
+        raise RoundError(
+            f"stage {self.stage} trained nobody",
+            where=f"{self.strategy.num_rounds} rounds",
+            expected="participants",
+            got=f"none at fraction-train={settings.fraction_train:g} of "
+            f"{self.strategy.census.dataset()['users']} users",
+            todo="start another run with a larger fraction-train or more rounds",
+        )
+
     def _complete(self) -> None:
         """Open the test split, once, on the best checkpoint."""
         best = self.record["best_round"]
+        self._require_participants()
         if self.ledger:
             self.ledger.tell(self.record["rounds"][-1]["round"])
         path = self.manifest.folder / self.record["checkpoint"]

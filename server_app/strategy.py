@@ -146,7 +146,7 @@ class StageStrategy(Strategy):
         for node, content in self._usable(replies):
             try:
                 sums = _read(messages.read_metrics, content)
-                _check_users(sums, node.users)
+                _check_counts(sums, node)
                 parts.append(sums)
             except FedDMMRError as error:
                 self._drop(node.name, str(error))
@@ -265,13 +265,15 @@ def _asks(reply: Message) -> bool:
     return not reply.has_error() and messages.needs_frozen(reply.content)
 
 
-def _check_users(sums: dict[str, float], users: int) -> None:
-    """``NodeError`` if a group has more users than the node hosts: they would outvote others."""
-    most = max((value for key, value in sums.items() if key.endswith("/users")), default=0.0)
-    if most > users:
-        raise NodeError(
-            "more users scored than hosted", expected=f"at most {users}", got=f"{most:g}"
-        )
+def _check_counts(sums: dict[str, float], node: NodeReport) -> None:
+    """``NodeError`` if a group has more users than the node hosts: they would outvote others. Or
+    more candidates than the catalogue has."""
+    for name, most in (("users", node.users), ("candidates", node.users * node.items)):
+        given = max((value for key, value in sums.items() if key.endswith(f"/{name}")), default=0.0)
+        if given > most:
+            raise NodeError(
+                f"more {name} than there are", expected=f"at most {most}", got=f"{given:g}"
+            )
 
 
 def _read(read: Callable[[_Given], _Result], given: _Given) -> _Result:

@@ -9,7 +9,7 @@ from shared_model.fingerprint import canonical
 
 # The least that each count of a report can be, the most that any can, and what is a hash.
 _LEAST = {"partition": -1, "num_partitions": 1, "users": 1, "interactions": 1, "items": 1}
-_LEAST |= {"cold_items": 0, "visual": 0, "text": 0}
+_LEAST |= {"cold_items": 0, "visual": 0, "text": 0, "trainable": 0}
 MOST = 2**48
 _HEX = {"history_digest": r"[0-9a-f]{1,64}", "features_sha256": r"([0-9a-f]{64})?"}
 
@@ -32,6 +32,7 @@ class NodeReport:
     visual: int  # dimensions that the model is built with; 0 without features
     text: int
     app_sha256: str
+    trainable: int  # users with a training target
 
 
 def check_report(report: NodeReport) -> None:

@@ -19,7 +19,7 @@ from shared_model.plan import MIXTURE_LOGS, LocalUpdate
 ARRAYS = {"a": torch.tensor([1.0, 2.0, 3.0])}
 CONFIG = {"fraction-train": 0.9, "max-length": 20}
 SETTINGS = parse_settings(default_config(Path(__file__).parents[1] / "pyproject.toml") | CONFIG)
-NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0, "app")
+NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0, "app", 5)
 
 
 def update(values: list[float], weight: float, loss: float = 1.0) -> LocalUpdate:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 DEFAULTS = default_config(Path(__file__).parents[1] / "pyproject.toml")
 SETTINGS = parse_settings(DEFAULTS | {"fraction-train": 0.9, "max-length": 20})
-REPORT = NodeReport("a", 0, 1, 5, 50, 9, 1, "ff" * 32, "cat", "", "{}", 512, 384, "app")
+REPORT = NodeReport("a", 0, 1, 5, 50, 9, 1, "ff" * 32, "cat", "", "{}", 512, 384, "app", 5)
 ARRAYS = {"backbone.x": torch.zeros(2, 3), "item_embedding.y": torch.zeros(4)}
 HONEST = LocalUpdate({name: value + 0.5 for name, value in ARRAYS.items()}, 9.0, 20.0, 9, 2)
 

@@ -23,7 +23,7 @@ from tools.in_process import InProcessGrid
 
 PLAN = RoundPlan(1, 7, 3, 0.1, 2, 0.3, "targets", 0.2, "app", "catalogue")
 MIXING = MixturePlan("sha", 50, 200, 0.25, -1.0, 32, 256, 0.2, 0.5, 0.1, 0.07, 0.3, 0.01)
-REPORT = NodeReport("a", 0, 2, 5, 50, 9, 1, "ff", "cat", "", "{}", 512, 384, "app")
+REPORT = NodeReport("a", 0, 2, 5, 50, 9, 1, "ff", "cat", "", "{}", 512, 384, "app", 5)
 ARRAYS = {"x.weight": torch.randn(3, 4), "y": torch.tensor([1.5])}
 
 

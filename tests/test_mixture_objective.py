@@ -13,7 +13,7 @@ from client_app.mixture_objective import MixtureObjective
 from client_app.objective import Batch
 from client_app.recall import Recall
 from shared_model.dropout import Dropout
-from shared_model.mixture import Candidates, Memories
+from shared_model.mixture import Candidates, Memories, Scores
 from shared_model.model import ModelShape, Recommender, build
 from shared_model.plan import MixturePlan, RoundPlan
 from shared_model.seeds import STRIDE
@@ -25,6 +25,7 @@ ITEMS, COLD, LONGEST = 50, {4, 9, 50}, 12
 SHAPE = ModelShape(ITEMS, D, HEADS, 1, LONGEST, V, S)
 PLAN = RoundPlan(2, 3, 0, 1.0, 1, 0.5, "targets", 0.25, "", "")
 MIXING = MixturePlan("", 4, 5, 0.9, 3.0, 6, 15, 0.3, 0.5, 0.4, 0.2, 0.3, 2.0)
+EVERYTHING = dataclasses.replace(MIXING, targets=20, negatives=60)  # nothing is left to a sample
 STAGE = pytest.mark.parametrize("stage", [2, 3])
 
 
@@ -40,11 +41,11 @@ def mixed_dataset(make: MakeDataset, histories: dict[int | str, list[int]]) -> D
     return make(histories, num_items=ITEMS, cold=COLD, features=features)
 
 
-def mixed_histories() -> dict[int | str, list[int]]:
-    """18 users with 4 to 38 warm items."""
+def mixed_histories(users: int = 18) -> dict[int | str, list[int]]:
+    """Users with 4, 6, 8, ... warm items."""
     random = np.random.default_rng(2)
     warm = [item for item in range(1, ITEMS + 1) if item not in COLD]
-    return {u: random.permutation(warm)[: 4 + 2 * u].tolist() for u in range(18)}
+    return {u: random.permutation(warm)[: 4 + 2 * u].tolist() for u in range(users)}
 
 
 @pytest.fixture
@@ -87,43 +88,59 @@ def own_targets(batch: Batch, user: int) -> list[int]:
 def naive_loss(
     objective: MixtureObjective, batch: Batch, user: int, keys: Tensor
 ) -> dict[str, float]:
-    """One user's losses by their formulas, from the history and what was sampled."""
+    """One user's losses from their definitions: the full softmax at each target, over all warm
+    items but those of its own history that the round scores as if cold."""
     plan, dataset, model = objective.mixing, objective.dataset, objective.model
-    train, warm = train_items(dataset, user), ITEMS - len(COLD)
+    train = train_items(dataset, user)
+    as_cold = {item for item in range(1, dataset.num_items + 1) if objective.as_cold[item]}
     targets = own_targets(batch, user)
-    drawn = batch.tensors["candidates"][user, -plan.negatives :].tolist()
-    negatives = [item for item in drawn if item not in train]
-    among = targets + negatives
-    inputs = torch.tensor([train[:-1][-LONGEST:]])
+    drawn = batch.tensors["candidates"][user, -batch.tensors["negative"].shape[1] :]
+    negatives = drawn[batch.tensors["negative"][user]].tolist()
+    inputs = torch.tensor([train[:-1][-model.shape.max_length :]])
     hidden = model(inputs, Dropout(objective.rate, keys[[user]]))[0]
     offset, nexts, alignments = len(train) - 1 - inputs.shape[1], [], []
     for target in targets:
         place = train.index(target)
         state = hidden[place - 1 - offset]
-        held = memory_before(objective, user, place)
-        names = keys[user] ^ (torch.tensor(among) * int(STRIDE.view(np.int64)))
-        thin = Dropout(plan.content_dropout, names)
-        result = model.mix()(state[None, None], candidates(objective, among), held, thin)
-        scores, own = result.scores[0, 0].double(), among.index(target)
-        shift = torch.zeros(len(among)).double()
-        known = (~objective.as_cold[targets]).nonzero().flatten()  # the others are left out
-        shift[: len(targets)] = -torch.inf
-        shift[known] = np.log(max(1, (len(set(train)) - 1) / max(1, len(known) - 1)))
-        shift[own] = 0
-        stands_for = (warm - len(set(train))) / max(1, len(negatives))
-        shift[len(targets) :] = np.log(max(1, stands_for))
-        nexts.append(float((scores + shift).logsumexp(0) - scores[own]))
-        content, ids = result.content[0, own].double(), model.item_embedding.weight[among].double()
+        among = [
+            item for item in warm_items(dataset) if item not in set(train) & as_cold - {target}
+        ]
+        result = naive_result(
+            objective, among, state, memory_before(objective, user, place), keys[user]
+        )
+        scores = result.scores[0, 0].double()
+        nexts.append(float(scores.logsumexp(0) - scores[among.index(target)]))
+        among = targets + negatives
+        result = naive_result(objective, among, state, nothing(), keys[user])
+        content = result.content[0, among.index(target)].double()
+        ids = model.item_embedding.weight[among].double()
         cosines = torch.cosine_similarity(content[None], ids) / plan.temperature
-        alignments.append(float(cosines.logsumexp(0) - cosines[own]) if content.any() else 0.0)
+        own = cosines[among.index(target)]
+        alignments.append(float(cosines.logsumexp(0) - own) if content.any() else 0.0)
     weighted = [a * (1 + plan.surprise_weight * n) for a, n in zip(alignments, nexts, strict=True)]
     total = np.mean(nexts) + plan.alignment_weight * np.mean(weighted)
     if model.stage.number == 3:
-        everything = candidates(objective, targets + drawn)
-        weights = model.mix()(hidden[None, :1], everything, nothing()).weights[0]
+        listed = [item for item in batch.tensors["candidates"][user].tolist() if item]
+        weights = model.mix()(hidden[None, :1], candidates(objective, listed), nothing()).weights[0]
         share = weights[(weights > 0).all(-1)].double().mean(0)
         total += plan.balance_weight * float(2 * (share - 0.5).square().sum())
     return {"total": total, "nats": sum(nexts), "alignment": np.mean(alignments)}
+
+
+def warm_items(dataset: Dataset) -> list[int]:
+    return [item for item in range(1, dataset.num_items + 1) if not dataset.cold[item]]
+
+
+def naive_result(
+    objective: MixtureObjective, among: list[int], state: Tensor, held: Memories, key: Tensor
+) -> Scores:
+    """What the mixture says of items at one position, with the round's content dropout."""
+    names = key ^ (torch.tensor(among) * int(STRIDE.view(np.int64)))
+    thin = Dropout(objective.mixing.content_dropout, names)
+    result: Scores = objective.model.mix()(
+        state[None, None], candidates(objective, among), held, thin
+    )
+    return result
 
 
 def candidates(objective: MixtureObjective, items: list[int]) -> Candidates:
@@ -150,9 +167,11 @@ def memory_before(objective: MixtureObjective, row: int, place: int) -> Memories
 
 
 @STAGE
-def test_the_loss_of_each_user_equals_its_formula(dataset: Dataset, stage: int) -> None:
-    """In one batch with users of other lengths, whose padding changes nothing."""
-    objective = objective_of(dataset, stage)
+def test_the_loss_of_each_user_is_its_definition(make_dataset: MakeDataset, stage: int) -> None:
+    """Where samples are everything. In one batch with users of other lengths, whose padding changes
+    nothing."""
+    dataset = mixed_dataset(make_dataset, mixed_histories(12))
+    objective = objective_of(dataset, stage, mixing=EVERYTHING)
     batch = objective.batch(everyone(dataset))
     keys = torch.from_numpy(objective.plan.dropout_keys(batch.keys, 0))
     losses = objective.of_users(dict(objective.model.named_parameters()), batch.tensors, keys)
@@ -209,7 +228,7 @@ def test_negatives_do_not_spare_what_is_held_out(dataset: Dataset) -> None:
             end = dataset.indptr[user + 1]
             held_out += int(np.isin(negatives[user], dataset.items[end - 2 : end]).sum())
             expected = np.isin(negatives[user], train_items(dataset, user))
-            assert (tensors["met"][user].numpy() == expected).all()
+            assert (tensors["negative"][user, -MIXING.negatives :].numpy() == ~expected).all()
     assert not drawn[[0, *COLD]].any()
     each = drawn.sum() / (ITEMS - len(COLD))
     warm = np.delete(drawn, [0, *COLD])

@@ -12,7 +12,7 @@ from shared_model.plan import LocalUpdate
 
 
 def test_a_sum_beyond_its_participants_clip_norms_is_refused() -> None:
-    node = NodeReport("a", 0, 1, 50, 900, 9, 0, "0", "", "", "{}", 0, 0, "")
+    node = NodeReport("a", 0, 1, 50, 900, 9, 0, "0", "", "", "{}", 0, 0, "", 50)
     for on_nodes, most in ((False, 1.0), (True, 1.0 + 1.5 * (10.0 + 10.0))):
         noising = Noising(b"k" * 32, 0.5, 3.0, 200, 0.1, on_nodes)  # a quarter of the users
         for norm, refused in ((0.999 * most, False), (1.002 * most, True)):
@@ -37,7 +37,7 @@ def test_a_round_without_users_is_noised_like_any_other() -> None:
 def test_noise_depends_on_which_users_were_absent_and_its_name_tells_when_it_is_the_same() -> None:
     """ "partition-1" is someone else where there are more partitions; its digest is, too."""
     noising, like = Noising(b"k" * 32, 0.5, 1.0, 200, 0.1, False), {"a": torch.zeros(100)}
-    node = NodeReport("partition-1", 1, 2, 50, 900, 9, 0, "ab", "", "", "{}", 0, 0, "")
+    node = NodeReport("partition-1", 1, 2, 50, 900, 9, 0, "ab", "", "", "{}", 0, 0, "", 50)
     others = [replace(node, name="b"), replace(node, history_digest="cd")]
     cases = [(1, ()), (2, ()), (1, (node,)), *((1, (other,)) for other in others)]
     cases += [(1, (node, others[0])), (1, (replace(node, name='partition-1", "ab'),))]

@@ -24,7 +24,7 @@ from tools.in_process import InProcessGrid
 DEFAULTS = default_config(Path(__file__).parents[1] / "pyproject.toml")
 CONFIG = {"server-optimizer": "sgd", "server-learning-rate": 0.5, "server-schedule": "constant"}
 SETTINGS = parse_settings(DEFAULTS | CONFIG)
-NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0, "app")
+NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0, "app", 5)
 CENSUS = Census(
     {70 + i: dataclasses.replace(NODE, name=f"partition-{i}", partition=i) for i in range(3)}
 )

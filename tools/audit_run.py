@@ -17,7 +17,7 @@ from server_app.checkpoint import load_checkpoint
 from server_app.ledger import made_by
 from server_app.manifest import Record
 from shared_model.config import Settings, Value, default_config, key_of, parse_settings
-from shared_model.errors import ManifestError
+from shared_model.errors import DataError, ManifestError
 from shared_model.fingerprint import canonical, text_sha256
 from shared_model.model import Arrays, Recommender, build, load_groups
 from shared_model.noise import derive
@@ -40,7 +40,10 @@ class Trained:
     @property
     def hit_rate(self) -> float:
         """Validation HR@10 (uniform-100, "all") of the best round."""
-        return float(self.record["valid"]["all"]["uniform-100"]["hr@10"])
+        found = self.record["valid"]["all"].get("uniform-100")
+        if found is None:
+            raise DataError("every user has met the whole catalogue: nothing to rank among")
+        return float(found["hr@10"])
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ def baselines(
 ) -> None:
     """Popularity, first-order Markov and item kNN on the test split, under every protocol."""
     from client_app.data import open_dataset
+    from server_app.report import shortfalls
     from tools.baselines import evaluate_baselines
 
     if json_file is not None and not json_file.resolve().parent.is_dir():
@@ -27,6 +28,8 @@ def baselines(
     opened = open_dataset(dataset.resolve())
     results = evaluate_baselines(opened, "test", seed)
     _print_table(opened.info["name"], results)
+    for note in shortfalls({"all": next(iter(results.values()))}):  # the same for all of them
+        print(f"note: {note}")
     if json_file is not None:
         facts = {"dataset": opened.info["name"], "split": "test", "seed": seed}
         json_file.write_text(json.dumps(facts | {"baselines": results}, indent=2) + "\n")

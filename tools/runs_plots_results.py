@@ -39,8 +39,11 @@ def cold_items(run: Run, _: Any, axes: Any) -> bool:
         for n, record in tested
     }
     _bars(axes, list(groups), bars, {f"Stage {n}": _SHADES[n] for n, _ in tested})
-    for place, others in enumerate((100, min(100, run.data["dataset"]["cold_items"] - 1))):
-        chance = min(1.0, 10 / (1 + max(0, others)))
+    for place, group in enumerate(groups):
+        found = cell(tested[-1][1], "test", group, "uniform-100") if tested else None
+        if not found or "candidates" not in found:  # a run of an earlier version does not say
+            continue
+        chance = min(1.0, 10 / (1 + found["candidates"]))
         axes.hlines(chance, place - 0.45, place + 0.45, color=RED, linestyle="--", linewidth=0.9)
     return bool(tested)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from server_app.checkpoint import write_atomically
-from server_app.report import TABLE_GROUPS
+from server_app.report import TABLE_GROUPS, few_candidates, shortfalls
 from shared_model.errors import ConfigError, DataError
-from shared_model.metrics import PROTOCOLS
+from shared_model.metrics import PROTOCOLS, SAMPLED
 from tools.feature_output import disk_faults
 from tools.run_command import defaults, own_app
 from tools.runs_data import data_of
@@ -85,6 +85,7 @@ def _page(run: Run, baselines: Baselines | None, plots: list[Plot]) -> str:
         baselines=baselines,
         rows=_rows(run, baselines),
         groups=_groups(run),
+        notes=_notes(run),
         settings=_settings(run),
         dropped=_dropped(run)[:_MANY],
         drops=len(_dropped(run)),
@@ -109,6 +110,7 @@ def _stage(number: int, record: Any) -> dict[str, Any]:
         "of": rounds_of(number, record),
         "best": record["best_round"],
         "hr": None if hidden is None else hidden["hr@10"],
+        "among": few_candidates(hidden or {}) or SAMPLED,
         "cold": None if cold is None else cold["hr@10"],
         "time": spoken(total(record, "seconds")),
         "down": size(total(record, "bytes_down")),
@@ -142,6 +144,19 @@ def _groups(run: Run) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
         ]
         groups.append((group, users, figures))
     return groups
+
+
+def _notes(run: Run) -> list[str]:
+    """Among how many a target is ranked on average, and where that is not what a protocol says."""
+    notes = []
+    for number, record in run.stages:
+        notes += [f"Stage {number}: {note}." for note in shortfalls(record["test"])]
+        found = record["test"].get("all", {})
+        counts = {p: found[p]["candidates"] for p in PROTOCOLS if "candidates" in found.get(p, {})}
+        if counts:
+            told = ", ".join(f"{protocol} {count:.1f}" for protocol, count in counts.items())
+            notes.append(f"Stage {number}, candidates of a target on average: {told}.")
+    return notes
 
 
 def _settings(run: Run) -> list[tuple[str, list[str], bool]]:
