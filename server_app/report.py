@@ -69,10 +69,12 @@ def shortfalls(report: Report) -> list[str]:
             found = report[group].get(protocol, {"users": 0.0})
             if left_out := int(everyone - found["users"]):
                 notes.append(
-                    f"{group}, {protocol}: {left_out} users with nothing to rank among left out"
+                    f"{group}, {protocol}: {left_out} users with nothing to rank among are left out"
                 )
         if few := few_candidates(report[group].get("uniform-100", {})):
-            notes.append(f"{group}, uniform-100: ranked among {few}, since fewer than 100 exist")
+            notes.append(
+                f"{group}, uniform-100: ranked among {few} on average, since fewer than 100 exist"
+            )
     return notes
 
 

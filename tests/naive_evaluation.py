@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client_app.cases import NUM_NEGATIVES
 from client_app.compile import write_dataset
 from client_app.data import Dataset, open_dataset
-from shared_model.metrics import CUTOFFS, Report
+from shared_model.metrics import CUTOFFS, SAMPLED, Report
 from shared_model.mixture import Candidates, Memories, Scores
 from shared_model.model import ModelShape
 from shared_model.seeds import mix, stable_hash, user_key
@@ -134,7 +133,7 @@ def naive_negatives(
     name = ("negatives", split) if group == "all" else ("negatives", split, group)
     usable = among - met
     pool = sorted(cold) if group == "cold-only" else list(range(1, ITEMS + 1))
-    wanted = min(NUM_NEGATIVES, len(usable))
+    wanted = min(SAMPLED, len(usable))
     steps = np.arange(5_000, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95)
     drawn: list[int] = []
     for number in mix(stable_hash(SEED, *name), np.uint64(user_key(user)) ^ steps).tolist():
@@ -149,7 +148,7 @@ def naive_negatives(
 def naive_report(
     model: TableModel, histories: Histories, cold: frozenset[int], split: str, mixing: bool
 ) -> Report:
-    whole, ranks = set(range(1, ITEMS + 1)), dict[tuple[str, str], list[int]]()
+    whole, ranks = set(range(1, ITEMS + 1)), dict[tuple[str, str], list[tuple[int, int]]]()
     bucket_of = naive_buckets(histories, cold)
     among = {"all": whole - cold, "all-with-cold": whole, "cold": whole, "cold-only": set(cold)}
     for user, warm in warm_histories(histories, cold).items():
@@ -169,16 +168,19 @@ def naive_report(
                 "full-unseen": among[group] - set(inputs),
             }.items():
                 scores = naive_scores(model, inputs, cold, mixing)
-                rank = naive_rank(scores, target, candidates)
+                size = len(candidates - {target})
+                if not size:
+                    continue
+                rank = naive_rank(scores, target, candidates), size
                 ranks.setdefault((group, protocol), []).append(rank)
                 if group == "all" and protocol != "full-unseen":
-                    size = len(inputs)
-                    history = "short" if size <= 20 else "medium" if size <= 50 else "long"
+                    length = len(inputs)
+                    history = "short" if length <= 20 else "medium" if length <= 50 else "long"
                     for name in (f"history-{history}", f"popularity-{bucket_of[target]}"):
                         ranks.setdefault((name, protocol), []).append(rank)
                 if group == "all" and mixing:
                     scores[target] = naive_scores(model, inputs, cold | {target}, mixing)[target]
-                    as_cold = naive_rank(scores, target, candidates)
+                    as_cold = naive_rank(scores, target, candidates), size
                     ranks.setdefault(("as-cold", protocol), []).append(as_cold)
     report: Report = {}
     for (group, protocol), found in ranks.items():
@@ -202,9 +204,11 @@ def naive_rank(scores: list[float], target: int, candidates: set[int]) -> int:
     return sum(not scores[i] < scores[target] for i in candidates - {target})
 
 
-def naive_metrics(ranks: list[int]) -> dict[str, float]:
-    users = len(ranks)
+def naive_metrics(found: list[tuple[int, int]]) -> dict[str, float]:
+    """Of each user's rank, and the number of its candidates."""
+    ranks, users = [rank for rank, _ in found], len(found)
     metrics = {f"hr@{k}": sum(rank < k for rank in ranks) / users for k in CUTOFFS}
     for k in CUTOFFS:
         metrics[f"ndcg@{k}"] = sum(1 / math.log2(rank + 2) for rank in ranks if rank < k) / users
-    return metrics | {"mrr": sum(1 / (rank + 1) for rank in ranks) / users, "users": users}
+    metrics |= {"mrr": sum(1 / (rank + 1) for rank in ranks) / users, "users": users}
+    return metrics | {"candidates": sum(size for _, size in found) / users}

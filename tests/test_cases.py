@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from client_app.cases import NUM_NEGATIVES, make_cases, protocol_ranks, warm_candidates
+from client_app.cases import make_cases, protocol_ranks, warm_candidates
 from client_app.data import Dataset, Split, open_dataset
 from client_app.evaluate import evaluate_users
 from shared_model.dropout import Dropout
+from shared_model.metrics import SAMPLED
 from shared_model.model import ModelShape, build
 from tests.conftest import MakeDataset
 
@@ -22,9 +23,9 @@ def test_negatives_are_distinct_unmet_warm_items(demo_folder) -> None:
     dataset = open_dataset(demo_folder)
     rows = np.arange(dataset.num_users)
     cases = make_cases(dataset, rows, "valid", 3, 50)
-    assert cases.negatives.shape == (dataset.num_users, NUM_NEGATIVES)
+    assert cases.negatives.shape == (dataset.num_users, SAMPLED)
     for row, negatives in zip(rows, cases.negatives.tolist(), strict=True):
-        assert len(set(negatives)) == NUM_NEGATIVES
+        assert len(set(negatives)) == SAMPLED
         assert not set(negatives) & set(history(dataset, row))  # nor what is held out
         assert not dataset.cold[negatives].any()
         assert min(negatives) >= 1
@@ -68,7 +69,26 @@ def test_a_small_catalogue_gives_fewer_negatives(small_dataset: Dataset) -> None
     cases = make_cases(small_dataset, rows, "test", 0, 50)
     for row, negatives in zip(rows, cases.negatives.tolist(), strict=True):
         unmet = set(range(1, 31)) - set(history(small_dataset, row))
-        assert sorted(negatives) == [0] * (NUM_NEGATIVES - len(unmet)) + sorted(unmet)
+        assert sorted(negatives) == [0] * (SAMPLED - len(unmet)) + sorted(unmet)
+
+
+def test_who_met_the_whole_catalogue_is_left_out(make_dataset: MakeDataset) -> None:
+    """Nothing to rank among is no hit: an untrained model has no 1.0 on 9 items."""
+    histories = {u: [(u + n) % 9 + 1 for n in range(9)] for u in range(6)}
+    histories |= {u: [(u + n) % 9 + 1 for n in range(6)] for u in range(6, 10)}
+    dataset = make_dataset(histories, num_items=9)
+    model = build(ModelShape(9, 16, 2, 1, 8), 0)
+    report = evaluate_users(model, dataset, np.arange(10), "test", 0).report()["all"]
+    assert {p: report[p]["users"] for p in report} == {
+        "uniform-100": 4.0,
+        "full": 10.0,
+        "full-unseen": 4.0,
+    }
+    assert {p: report[p]["candidates"] for p in report} == {
+        "uniform-100": 3.0,  # of the 9, the user met 6
+        "full": 8.0,
+        "full-unseen": 3.0,  # and the target is one of the 4 that its input lacks
+    }
 
 
 def brute_force_rank(scores: list[float], target: int, candidates: set[int]) -> int:
@@ -94,9 +114,11 @@ def test_ranks_equal_brute_force_with_ties_and_nan(make_dataset: MakeDataset) ->
             assert int(cases.targets[row]) == target
             of = scores[row].tolist()
             sampled = set(cases.negatives[row].tolist()) - {0}
-            assert ranks["full"][row] == brute_force_rank(of, target, warm)
-            assert ranks["full-unseen"][row] == brute_force_rank(of, target, warm - seen)
-            assert ranks["uniform-100"][row] == brute_force_rank(of, target, sampled)
+            among = {"full": warm, "full-unseen": warm - seen, "uniform-100": sampled}
+            for protocol, competing in among.items():
+                found = ranks[protocol]
+                assert found.ranks[row] == brute_force_rank(of, target, competing)
+                assert found.candidates[row] == len(competing - {target})
 
 
 def test_evaluation_equals_one_user_at_a_time(small_dataset: Dataset) -> None:

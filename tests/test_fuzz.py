@@ -18,7 +18,7 @@ from shared_model import messages
 from shared_model.config import default_config, parse_settings
 from shared_model.memory import NOVELTY_BINS
 from shared_model.messages import NodeReport
-from shared_model.metrics import PROTOCOLS, MetricSums, merge
+from shared_model.metrics import PROTOCOLS, MetricSums, Ranks, merge
 from shared_model.plan import LocalUpdate
 from tests.fuzzing import FLOATS, INTS, STRANGE, assert_both, cases, outcome, tally
 from tools.in_process import InProcessGrid
@@ -130,7 +130,7 @@ def honest_sums() -> MetricSums:
     sums = MetricSums()
     for group in ("all", "as-cold"):
         for protocol in PROTOCOLS:
-            sums.add(group, protocol, np.array([0, 3, 8, 30, 2]))
+            sums.add(group, protocol, Ranks(np.array([0, 3, 8, 30, 2]), np.full(5, 60)))
     return sums
 
 
@@ -151,7 +151,9 @@ def test_metrics() -> None:
         for cells in report.values():
             assert cells.keys() <= set(PROTOCOLS)
             for cell in cells.values():
-                assert all(0 <= value <= 1 for name, value in cell.items() if name != "users")
+                means = cell.keys() - {"users", "candidates"}
+                assert all(0 <= cell[name] <= 1 for name in means)
+                assert cell["candidates"] >= 1
                 assert cell["users"] % 1 == 0
                 assert cell.keys() == report["all"]["full"].keys()
             assert "full" in cells

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from client_app.cases import NUM_NEGATIVES, make_cases, protocol_ranks, warm_candidates
+from client_app.cases import make_cases, protocol_ranks, warm_candidates
 from client_app.data import Dataset, open_dataset
 from client_app.objective import BackboneObjective, batch_rows
-from shared_model.metrics import MetricSums
+from shared_model.metrics import SAMPLED, MetricSums
 from shared_model.model import ModelShape, build
 from shared_model.plan import RoundPlan
 from shared_model.sasrec import PAD
 
 PLAN = RoundPlan(1, 1, 0, 1.0, 1, 1.0, "targets", 0.0, "", "")
-CHANCE = 10 / (NUM_NEGATIVES + 1)
+CHANCE = 10 / (SAMPLED + 1)
 
 
 def backbone_objective(dataset: Dataset, plan: RoundPlan) -> BackboneObjective:

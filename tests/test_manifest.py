@@ -32,7 +32,8 @@ def test_the_manifest_keeps_its_contract(run: Any, tmp_path: Path) -> None:
     for entry in stage["rounds"]:
         keys = "round participants nodes loss valid seconds bytes_down bytes_up dropped"
         assert set(keys.split()) == set(entry)
-    metrics = {"hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20", "mrr", "users"}
+    metrics = {"hr@5", "hr@10", "hr@20", "ndcg@5", "ndcg@10", "ndcg@20"}
+    metrics |= {"mrr", "users", "candidates"}
     for split in ("valid", "test"):
         assert set(stage[split]["all"]) == {"uniform-100", "full", "full-unseen"}
         for cell in stage[split]["all"].values():

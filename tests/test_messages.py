@@ -15,7 +15,7 @@ from shared_model import messages
 from shared_model.errors import NodeError
 from shared_model.memory import NOVELTY_BINS
 from shared_model.messages import NodeReport
-from shared_model.metrics import MetricSums
+from shared_model.metrics import MetricSums, Ranks
 from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 from tests.secrets_of_users import secrets_of
 from tests.test_stages import write_mixed
@@ -45,7 +45,7 @@ def test_everything_survives_the_wire() -> None:
     content = messages.request_content(evaluation, None, messages.to_record(ARRAYS))
     assert messages.read_evaluation(wire(content)) == evaluation
     sums = MetricSums()
-    sums.add("all", "full", np.array([3, 0, 40]))
+    sums.add("all", "full", Ranks(np.array([3, 0, 40]), np.full(3, 50)))
     assert messages.read_metrics(wire(messages.metrics_content(sums))) == sums.sums
     assert messages.read_report(wire(messages.report_content(REPORT))) == REPORT
 

@@ -16,7 +16,7 @@ from shared_model import messages
 from shared_model.config import default_config, parse_settings
 from shared_model.errors import RoundError, WorkerError
 from shared_model.messages import NodeReport
-from shared_model.metrics import MetricSums
+from shared_model.metrics import MetricSums, Ranks
 from shared_model.plan import MIXTURE_LOGS, LocalUpdate, MixturePlan
 from shared_model.stages import stage_of
 from tools.in_process import InProcessGrid
@@ -126,7 +126,7 @@ def test_an_empty_round_changes_nothing(strategy: StageStrategy, grid: InProcess
 
 def node_metrics(ranks: list[int]) -> RecordDict:
     sums = MetricSums()
-    sums.add("all", "full", np.array(ranks))
+    sums.add("all", "full", Ranks(np.array(ranks), np.full(len(ranks), 8)))
     return messages.metrics_content(sums)
 
 
@@ -151,6 +151,7 @@ def test_evaluation_adds_users_not_nodes(strategy: StageStrategy, grid: InProces
         {"all/full/extra": 1.0},
         {"odd": 1.0},
         {"all/full/users": 6.0},  # it hosts five
+        {"all/full/candidates": 46.0},  # of nine items each
     ],
 )
 def test_metrics_that_no_users_can_have_are_dropped(
