@@ -25,12 +25,6 @@ def known_interactions(table: pd.DataFrame, catalogue: pd.Series) -> pd.DataFram
     return table[known].assign(item_id=text[known].astype(catalogue.dtype))
 
 
-def example_ids(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
-    """The first two ids, in the order of text, of items that are not there any more."""
-    gone = set(before["item_id"].astype(str)) - set(after["item_id"].astype(str))
-    return sorted(gone)[:2]
-
-
 def choose_items(
     catalogue: pd.DataFrame, read: pd.DataFrame, left: pd.DataFrame, files: FeatureFiles, new: bool
 ) -> tuple[pd.DataFrame, Features, Bools]:

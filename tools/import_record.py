@@ -3,16 +3,22 @@
 It is printed and stands in dataset.json, as "imported":
 
     read       interactions, users and items; an item is read if it is in either file
-    dropped    a list in the order of the rules: the reason, and how many of each it took
+    dropped    a list in the order of the rules: the reason, how many of each it took, and
+               "examples" of items that the items file lacks
     kept       what is left: the rows of interactions.parquet, their users, the rows of items.csv
     new_items  the items among them that have no interaction in the source; they are cold
     ties       the rule ("hash" or "rows"), and how many users share their newest time
 """
 
-from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
+
+from client_app.compile import compile_users
+from client_app.folder import MIN_USER_ITEMS
+from tools.ties import users_sharing_newest_time
 
 COUNTED = ("interactions", "users", "items")
 
@@ -27,31 +33,44 @@ class ImportRecord:
     """
 
     def __init__(self, table: pd.DataFrame, catalogue: pd.Series | None) -> None:
-        met = set(table["item_id"].astype(str).unique())
+        self._met = set(table["item_id"].astype(str).unique())
         listed = set() if catalogue is None else set(catalogue.astype(str))
-        self._without = len(listed - met)  # items that no interaction, and so no filter, is about
+        self._unmet = len(listed - self._met)  # items that no interaction, and no filter, is about
         self._catalogue: int | None = None  # its size, once it is chosen
         self.read = self.kept = self._counts(table)
         self.dropped: list[dict[str, Any]] = []
 
-    def filtered(self, reason: str, left: pd.DataFrame, examples: Iterable[Any] = ()) -> None:
-        """A rule has left these interactions; `examples` are two ids of what it took."""
+    def filtered(self, reason: str, left: pd.DataFrame) -> None:
+        """A rule has left these interactions."""
         self._add(reason, self._counts(left))
-        if named := [str(one) for one in examples]:
-            self.dropped[-1]["examples"] = named
+
+    def unknown(self, left: pd.DataFrame) -> None:
+        """Items that the items file lacks are gone; two of them are named, in the order of text."""
+        self.filtered("item not in the items file", left)
+        gone = self._met - set(left["item_id"].astype(str).unique())
+        self.dropped[-1]["examples"] = sorted(gone)[:2]
 
     def chosen(self, reason: str, items: int) -> None:
         """The catalogue has so many items, and no later rule changes it."""
         self._catalogue = items
         self._add(reason, self.kept | {"items": items})
 
-    def content(self, new_items: int, ties: str, sharing: int) -> dict[str, Any]:
-        """The member "imported" of dataset.json."""
+    def content(
+        self, table: pd.DataFrame, items: pd.DataFrame, new: npt.NDArray[np.bool_], ties: str
+    ) -> dict[str, Any]:
+        """The member "imported" of dataset.json, for what `write_dataset` will make of the tables.
+
+        `new` [I] bool are the items without interactions, `ties` is the rule for ties.
+        """
+        kept = table[table["user_id"].isin(compile_users(table, items).user_ids)]
+        self.filtered(f"user with fewer than {MIN_USER_ITEMS} items not cold", kept)
+        cold = items.loc[items["cold"] == 1, "item_id"]
+        sharing = users_sharing_newest_time(kept[~kept["item_id"].isin(cold)])
         return {
             "read": self.read,
             "dropped": self.dropped,
             "kept": self.kept,
-            "new_items": new_items,
+            "new_items": int(new.sum()),
             "ties": {"rule": ties, "users_sharing_newest_time": sharing},
         }
 
@@ -63,5 +82,5 @@ class ImportRecord:
     def _counts(self, table: pd.DataFrame) -> Counts:
         items = self._catalogue
         if items is None:
-            items = self._without + table["item_id"].nunique()
+            items = self._unmet + table["item_id"].nunique()
         return {"interactions": len(table), "users": table["user_id"].nunique(), "items": items}

@@ -14,14 +14,12 @@ from typing import Any
 import pandas as pd
 
 from client_app.compile import (
-    compile_users,
     publish,
     refuse_existing,
     temporary_sibling,
     write_dataset,
 )
 from client_app.data import open_dataset
-from client_app.folder import MIN_USER_ITEMS
 from client_app.tables import (
     check_items,
     clean_interactions,
@@ -36,13 +34,12 @@ from tools.import_catalogue import (
     Bools,
     Features,
     choose_items,
-    example_ids,
     hold_out,
     known_interactions,
 )
 from tools.import_record import ImportRecord
 from tools.readers import Source
-from tools.ties import order_ties, users_sharing_newest_time
+from tools.ties import order_ties
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,8 @@ def import_dataset(source: Path, output: Path, options: ImportOptions) -> dict[s
     table = clean_interactions(read.interactions, read.interactions_file)
     record = ImportRecord(table, None if listed is None else listed["item_id"])
     if listed is not None:
-        table = _known(table, listed["item_id"], record)
+        table = known_interactions(table, listed["item_id"])
+        record.unknown(table)
     core = core_interactions(clean_source(read, table, options, record), options.k_core)
     record.filtered(f"k-core of {options.k_core}", core)
     if listed is None:
@@ -99,7 +97,7 @@ def import_dataset(source: Path, output: Path, options: ImportOptions) -> dict[s
         _encoders(read, options),
         read.interactions_file,
         popularity=True,
-        imported=_recorded(record, part, items, new, options),
+        imported=record.content(part, items, new, options.ties),
     )
 
 
@@ -213,13 +211,6 @@ def _ratings(source: Source) -> pd.Series:
     return clean_numbers(source.interactions, "rating", source.interactions_file)
 
 
-def _known(table: pd.DataFrame, item_ids: pd.Series, record: ImportRecord) -> pd.DataFrame:
-    """The rows whose item the items file has; two of the other items are named in the record."""
-    known = known_interactions(table, item_ids)
-    record.filtered("item not in the items file", known, example_ids(table, known))
-    return known
-
-
 def _catalogue(
     source: Source,
     listed: pd.DataFrame,
@@ -252,18 +243,3 @@ def _part(core: pd.DataFrame, options: ImportOptions, record: ImportRecord) -> p
         part = filters.last_of_each_user(part, options.last)
         record.filtered(f"before the last {options.last} of a user", part)
     return part
-
-
-def _recorded(
-    record: ImportRecord,
-    part: pd.DataFrame,
-    items: pd.DataFrame,
-    new: Bools,
-    options: ImportOptions,
-) -> dict[str, Any]:
-    """The record with its last rule, as `write_dataset` will apply it, and what ties decide."""
-    kept = part[part["user_id"].isin(compile_users(part, items).user_ids)]
-    record.filtered(f"user with fewer than {MIN_USER_ITEMS} items not cold", kept)
-    cold = items.loc[items["cold"] == 1, "item_id"]
-    histories = kept[~kept["item_id"].isin(cold)]
-    return record.content(int(new.sum()), options.ties, users_sharing_newest_time(histories))
