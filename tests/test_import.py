@@ -362,3 +362,16 @@ def test_movielens_1m_is_whole(ml1m_dataset: Dataset) -> None:
     assert (info["users"], info["items"], info["interactions"]) == (6040, 3416, 999_611)
     assert (info["visual_dim"], info["text_dim"], info["skipped_users"]) == (512, 384, 0)
     assert info["visual_coverage"] == pytest.approx(0.953, abs=5e-4)
+    imported = info["imported"]
+    assert imported["kept"] == imported["read"]
+    assert imported["ties"]["users_sharing_newest_time"] == 0
+
+
+@pytest.mark.slow
+def test_movielens_1m_is_what_it_was_before_there_was_a_rule_for_ties(
+    ml1m_dataset: Dataset,
+) -> None:
+    """Its times are positions: the manifest's fingerprint of earlier runs still fits."""
+    everyone = np.arange(ml1m_dataset.num_users)
+    assert ml1m_dataset.catalogue_sha256.startswith("39eb225c8bdf918f")
+    assert f"{history_digest(ml1m_dataset, everyone):064x}".startswith("9c24c0a574616f18")

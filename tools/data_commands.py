@@ -155,8 +155,6 @@ def info(dataset: Dataset) -> None:
 
 def _describe(content: dict[str, Any], folder: Path) -> None:
     """Print what a dataset holds, a few lines, and the record of its import."""
-    from tools.import_table import print_record
-
     print(f"{content['name']}: {folder.resolve()}")
     print(
         f"  {content['users']} users, {content['items']} items, "
@@ -171,4 +169,6 @@ def _describe(content: dict[str, Any], folder: Path) -> None:
         dim, coverage = content[f"{kind}_dim"], content[f"{kind}_coverage"]
         print(f"  {kind}: {dim} dimensions by {encoder}, {coverage:.1%} of the items")
     if imported:
+        from tools.import_table import print_record
+
         print_record(imported, content["interactions"])
