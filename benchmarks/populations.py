@@ -20,7 +20,8 @@ def some_users(source: Path, folder: Path, users: int) -> Path:
     ids = table["user_id"].unique()
     if users > len(ids):
         raise DataError("too few users", where=str(source), expected=str(users), got=str(len(ids)))
-    order = np.argsort([stable_hash("some users", str(user)) for user in ids])
+    hashes = [stable_hash("some users", str(user)) for user in ids]
+    order = np.argsort(np.array(hashes, dtype=np.uint64), kind="stable")
     chosen = table[table["user_id"].isin(ids[order[:users]])]
     items = pd.read_csv(source / "items.csv")[["item_id", "cold"]]
     file = source / "features.safetensors"

@@ -7,7 +7,8 @@ The folder (format 1; data.py opens it, arrays as listed in folder.py):
                            cold item, empty), cold (0 or 1); row i is item index i + 1
     features.safetensors   optional: visual and text, float16, rows as in items.csv, zero = missing
     arrays/                the users as the app reads them, and user_ids.parquet for the tools
-    dataset.json           counts, encoders, the sha256 of every file and of all this
+    dataset.json           counts, encoders, what an import dropped ("imported", if it was one),
+                           the sha256 of every file and of all this
 """
 
 import hashlib
@@ -42,6 +43,7 @@ def write_dataset(
     encoders: Mapping[str, str] | None = None,
     source: str = "interactions",
     popularity: bool = False,
+    imported: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Validate the tables, write the dataset folder in one step, return its dataset.json.
 
@@ -50,7 +52,8 @@ def write_dataset(
     [I, dim] with rows as in `items`; `encoders` names what made them. Raises DataError, in which
     the interactions are called `source`, for bad values and if `folder` exists; then nothing is
     written. With `popularity` the catalogue gets the column popularity_bucket: for whole data only,
-    since the folders of different nodes must have the same items.csv.
+    since the folders of different nodes must have the same items.csv. `imported` is the record of
+    an import (tools/import_record.py), for dataset.json.
     """
     refuse_existing(folder)
     items = check_items(items)
@@ -72,6 +75,8 @@ def write_dataset(
         "text_dim": 0,
         "encoders": {kind: (encoders or {}).get(kind, "unknown") for kind in sorted(features)},
     }
+    if imported is not None:
+        content["imported"] = dict(imported)
     for kind, array in features.items():
         content[f"{kind}_dim"] = array.shape[1]
         content[f"{kind}_coverage"] = round(float(array.any(axis=1).mean()), 6)

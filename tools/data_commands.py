@@ -27,6 +27,20 @@ class Duplicates(StrEnum):
     last = "last"
 
 
+class Ties(StrEnum):
+    """The order of a user's events of one time."""
+
+    hash = "hash"
+    rows = "rows"
+
+
+class NewItems(StrEnum):
+    """What to do with an item that has no interaction."""
+
+    cold = "cold"
+    drop = "drop"
+
+
 Output = Annotated[Path, typer.Argument(help="New folder for the dataset; must not exist.")]
 Dataset = Annotated[Path, typer.Argument(help="Folder of an imported dataset.")]
 
@@ -53,6 +67,13 @@ def import_(
     duplicates: Annotated[
         Duplicates, typer.Option(help="Repeated (user, item) pairs: refuse, or keep one.")
     ] = Duplicates.refuse,
+    ties: Annotated[
+        Ties,
+        typer.Option(
+            help="A user's events of one time: by a hash of the ids, or as the rows lie, where "
+            "their order is known to be true."
+        ),
+    ] = Ties.hash,
     sort: Annotated[bool, typer.Option("--sort", help="Sort by time (MovieLens: always).")] = False,
     most_active: Annotated[
         int | None, typer.Option(min=1, help="Only this many users, the most active ones.")
@@ -63,6 +84,13 @@ def import_(
     k_core: Annotated[
         int, typer.Option(min=1, help="Interactions that each user and item must have.")
     ] = 5,
+    new_items: Annotated[
+        NewItems,
+        typer.Option(
+            help="Items without any interaction: cold, if they have features or are marked cold, "
+            "or drop."
+        ),
+    ] = NewItems.cold,
     cold_fraction: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of the items to hold out as cold.")
     ] = 0.0,
@@ -83,10 +111,12 @@ def import_(
         time_column=time_column,
         min_rating=min_rating,
         duplicates=duplicates.value,
+        ties=ties.value,
         sort=sort,
         most_active=most_active,
         last=last,
         k_core=k_core,
+        new_items=new_items.value,
         cold_fraction=cold_fraction,
         seed=seed,
         name=name,
@@ -124,16 +154,21 @@ def info(dataset: Dataset) -> None:
 
 
 def _describe(content: dict[str, Any], folder: Path) -> None:
-    """Print what a dataset holds, a few lines."""
+    """Print what a dataset holds, a few lines, and the record of its import."""
     print(f"{content['name']}: {folder.resolve()}")
     print(
         f"  {content['users']} users, {content['items']} items, "
         f"{content['interactions']} interactions"
     )
+    imported = content.get("imported")  # not in a demo, nor in a part of a split
     if content["cold_items"]:
         print(f"  {content['cold_items']} cold items, {content['cold_cases']} cold test cases")
-    if content["skipped_users"]:
+    if content["skipped_users"] and not imported:
         print(f"  skipped {content['skipped_users']} users with fewer than 3 interactions")
     for kind, encoder in content["encoders"].items():
         dim, coverage = content[f"{kind}_dim"], content[f"{kind}_coverage"]
         print(f"  {kind}: {dim} dimensions by {encoder}, {coverage:.1%} of the items")
+    if imported:
+        from tools.import_table import print_record
+
+        print_record(imported, content["interactions"])

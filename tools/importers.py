@@ -1,8 +1,9 @@
 """Import a source: read it, clean and filter the interactions, choose cold items, write a dataset.
 
-The steps in order: values, ratings, time order, repeated pairs, k-core. The catalogue is what the
-k-core is about. Then the most active users and the last N interactions of each may be chosen: a
-part of the same data, among the same candidates, so that figures stay comparable.
+The steps in order: values, unknown items, ratings, time order, ties, repeated pairs, k-core. The
+catalogue is what the k-core is about, and new items. Then the most active users and the last N
+interactions of each may be chosen: a part of the same data, among the same candidates, so that
+figures stay comparable. Whatever is dropped is counted (import_record.py).
 """
 
 import shutil
@@ -10,11 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from client_app.compile import (
-    choose_cold,
     publish,
     refuse_existing,
     temporary_sibling,
@@ -30,8 +29,17 @@ from client_app.tables import (
 )
 from shared_model.errors import DataError
 from tools import filters, readers
-from tools.feature_files import FeatureFiles, align_features, read_features
+from tools.feature_files import FeatureFiles, read_features
+from tools.import_catalogue import (
+    Bools,
+    Features,
+    choose_items,
+    hold_out,
+    known_interactions,
+)
+from tools.import_record import ImportRecord
 from tools.readers import Source
+from tools.ties import order_ties
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,12 @@ class ImportOptions:
     time_column: str = "timestamp"
     min_rating: float | None = None
     duplicates: str = "refuse"
+    ties: str = "hash"
     sort: bool = False
     most_active: int | None = None
     last: int | None = None
     k_core: int = 5
+    new_items: str = "cold"
     cold_fraction: float = 0.0
     seed: int = 0
     name: str = ""
@@ -64,17 +74,30 @@ def import_dataset(source: Path, output: Path, options: ImportOptions) -> dict[s
     """
     refuse_existing(output)
     read = _read(source, options)
-    table = core_interactions(clean_source(read, options), options.k_core)
-    items, features = _catalogue(read, table, options)
-    if options.most_active is not None:
-        table = filters.most_active(table, options.most_active)
-    if options.last is not None:
-        table = filters.last_of_each_user(table, options.last)
-    encoders = {"visual": options.visual_encoder, "text": options.text_encoder}
-    named = read.encoders | {kind: encoder for kind, encoder in encoders.items() if encoder}
-    name = options.name or read.name
+    listed = None if read.items is None else check_items(read.items, read.items_file)
+    table = clean_interactions(read.interactions, read.interactions_file)
+    record = ImportRecord(table, None if listed is None else listed["item_id"])
+    if listed is not None:
+        table = known_interactions(table, listed["item_id"])
+        record.unknown(table)
+    core = core_interactions(clean_source(read, table, options, record), options.k_core)
+    record.filtered(f"k-core of {options.k_core}", core)
+    if listed is None:
+        listed = check_items(core[["item_id"]].drop_duplicates().sort_values("item_id"))
+        core = table = known_interactions(core, listed["item_id"])
+    items, features, new = _catalogue(read, listed, table, core, options)
+    record.chosen(_without_interactions(options), len(items))
+    part = _part(core, options, record)
     return write_dataset(
-        output, table, items, features, name, named, read.interactions_file, popularity=True
+        output,
+        part,
+        items,
+        features,
+        options.name or read.name,
+        _encoders(read, options),
+        read.interactions_file,
+        popularity=True,
+        imported=record.content(part, items, new, options.ties),
     )
 
 
@@ -115,19 +138,25 @@ def split_dataset(dataset: Path, output: Path, num_partitions: int) -> list[dict
     return contents
 
 
-def clean_source(source: Source, options: ImportOptions) -> pd.DataFrame:
-    """Checked interactions, no pair twice, by user and then time. Raises DataError."""
+def clean_source(
+    source: Source, table: pd.DataFrame, options: ImportOptions, record: ImportRecord
+) -> pd.DataFrame:
+    """Of the checked `table`, no pair twice, by user, time and the rule for ties. DataError."""
     file = source.interactions_file
-    table = clean_interactions(source.interactions, file)
     if options.min_rating is not None:
-        table = table[_ratings(source, table) >= options.min_rating]
+        table = table[_ratings(source).loc[table.index] >= options.min_rating]
+        record.filtered(f"rating below {options.min_rating:g}", table)
     if options.sort or source.unordered:
         table = table.sort_values("timestamp", kind="stable")
+    table = sort_by_user(table, file)
+    if options.ties == "hash":
+        table = order_ties(table)
     if options.duplicates == "refuse":
         refuse_repeated(table, file)
     else:
         table = filters.one_of_each_pair(table, options.duplicates)
-    return sort_by_user(table, file)
+        record.filtered("repeated (user, item) pair", table)
+    return table
 
 
 def core_interactions(table: pd.DataFrame, k: int) -> pd.DataFrame:
@@ -168,7 +197,13 @@ def _read(path: Path, options: ImportOptions) -> Source:
     return source
 
 
-def _ratings(source: Source, table: pd.DataFrame) -> pd.Series:
+def _encoders(source: Source, options: ImportOptions) -> dict[str, str]:
+    """What made the features, by kind: as the options say, else as the source does."""
+    told = {"visual": options.visual_encoder, "text": options.text_encoder}
+    return source.encoders | {kind: encoder for kind, encoder in told.items() if encoder}
+
+
+def _ratings(source: Source) -> pd.Series:
     if "rating" not in source.interactions:
         raise DataError(
             "no column rating", where=source.interactions_file, todo="drop --min-rating"
@@ -177,20 +212,34 @@ def _ratings(source: Source, table: pd.DataFrame) -> pd.Series:
 
 
 def _catalogue(
-    source: Source, table: pd.DataFrame, options: ImportOptions
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The items that `table` is about, with `cold`, and their features in the same order."""
-    ids = pd.DataFrame({"item_id": np.sort(table["item_id"].unique())})
-    whole = check_items(ids if source.items is None else source.items, source.items_file)
-    items = whole[whole["item_id"].astype(str).isin(ids["item_id"].astype(str))]
-    items = items.reset_index(drop=True)
-    if options.cold_fraction > 0:
-        if items["cold"].any():
-            raise DataError(
-                "the items file marks cold items already",
-                where=source.items_file,
-                todo="drop --cold-fraction, or the column cold",
-            )
-        items["cold"] = choose_cold(items["item_id"], options.cold_fraction, options.seed)
+    source: Source,
+    listed: pd.DataFrame,
+    read: pd.DataFrame,
+    core: pd.DataFrame,
+    options: ImportOptions,
+) -> tuple[pd.DataFrame, Features, Bools]:
+    """The items of the dataset with `cold`, their features, and which of them are new: [I] each."""
     files = FeatureFiles(source.features, source.feature_ids)
-    return items, align_features(files, items["item_id"], whole["item_id"])
+    items, features, new = choose_items(listed, read, core, files, options.new_items == "cold")
+    if options.cold_fraction > 0:
+        hold_out(items, new, options.cold_fraction, options.seed, source.items_file)
+    return items, features, new
+
+
+def _without_interactions(options: ImportOptions) -> str:
+    """Why an item that nobody met is not in the catalogue."""
+    if options.new_items == "drop":
+        return "no interactions (--new-items drop)"
+    return "no interactions and no features"
+
+
+def _part(core: pd.DataFrame, options: ImportOptions, record: ImportRecord) -> pd.DataFrame:
+    """What --most-active and --last leave of the core."""
+    part = core
+    if options.most_active is not None:
+        part = filters.most_active(part, options.most_active)
+        record.filtered(f"not of the {options.most_active} most active users", part)
+    if options.last is not None:
+        part = filters.last_of_each_user(part, options.last)
+        record.filtered(f"before the last {options.last} of a user", part)
+    return part
