@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tools.notes import note
+
 app = typer.Typer(help="Make features of items, and measure them.", no_args_is_help=True)
 
 
@@ -62,7 +64,7 @@ def encode(
         batch_size=batch_size,
         device=device.value,
     )
-    print(*describe(encode_features(options, _say, _track), output), sep="\n")
+    print(*describe(encode_features(options, note, _track), output), sep="\n")
 
 
 @app.command("import")
@@ -123,11 +125,6 @@ def analyze(
     if output is not None:
         write_report(output, report, drawn)
         print(f"report: {output.resolve()}")
-
-
-def _say(line: str) -> None:
-    """A line for the reader beside the progress bar."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _track(batches: Sequence[Any], what: str) -> Iterator[Any]:
