@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from shared_model.errors import DataError
+from shared_model.errors import ConfigError, DataError
 from tools import cli, encode
 from tools.clip import load_image_encoder
 from tools.encode import EncodeOptions, encode_features
@@ -307,6 +307,10 @@ def test_faults_stop_before_any_work(shop: Path, use: Callable[..., StandIn]) ->
     assert (shop / "out.safetensors").read_bytes() == b"mine"
     with pytest.raises(DataError, match="no column with texts"):
         run(shop, "new", text_column="plot")
+    with pytest.raises(ConfigError, match=r"no pictures to use it for.*--clip-tag openai"):
+        run(shop, "new", images=None, clip_tag="openai")
+    with pytest.raises(ConfigError, match=r"no texts to use it for.*--text-column plot"):
+        run(shop, "new", texts=False, text_column="plot")
     with pytest.raises(DataError, match="nothing to encode"):
         run(shop, "new", images=None, texts=False)
     (shop / "pictures" / "99.png").write_bytes(b"")

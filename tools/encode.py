@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from client_app.compile import refuse_existing
-from shared_model.errors import DataError
+from shared_model.errors import ConfigError, DataError
 from tools.clip import load_image_encoder
 from tools.encoders import Encoder, choose_device, load_text_encoder
 from tools.feature_files import Say
@@ -50,10 +50,12 @@ def encode_features(options: EncodeOptions, say: Say, track: Track) -> dict[str,
     """Write `options.output`; returns its arrays float16 [I, dim] in the order of the items file.
 
     `say` gets a line for every picture that cannot be used (its row is zero). Raises DataError
-    before any work for faults of the catalogue and the folder, and for a full disk; what is
-    finished by then stays in files beside the output, and the same command goes on from there.
+    before any work for faults of the catalogue and the folder (ConfigError for an option that
+    would be ignored), and for a full disk; what is finished by then stays in files beside the
+    output, and the same command goes on from there.
     """
     refuse_existing(options.output)
+    _refuse_ignored(options)
     items = catalogue(options.items)
     ids = items["item_id"].astype(str).tolist()
     pictures = _pictures(options, ids, say)
@@ -82,6 +84,14 @@ def encode_features(options: EncodeOptions, say: Say, track: Track) -> dict[str,
         for partial in partials.values():
             partial.close()
     return arrays
+
+
+def _refuse_ignored(options: EncodeOptions) -> None:
+    """Raise ConfigError for an option of pictures without pictures, or of texts without texts."""
+    if options.clip_tag and options.images is None:
+        raise ConfigError("no pictures to use it for", got=f"--clip-tag {options.clip_tag}")
+    if options.text_column and not options.texts:
+        raise ConfigError("no texts to use it for", got=f"--text-column {options.text_column}")
 
 
 def _load(kind: str, options: EncodeOptions, device: str, say: Say) -> Encoder:
@@ -125,10 +135,10 @@ def _texts(options: EncodeOptions, items: pd.DataFrame, say: Say) -> dict[int, A
         )
     say(f"{options.items}: texts from the column {column}")
     values = items[column].fillna("").astype(str).str.strip()
-    return {row: text for row, text in enumerate(values) if is_visible(text)}
+    return {row: text for row, text in enumerate(values) if _is_visible(text)}
 
 
-def is_visible(text: str) -> bool:
+def _is_visible(text: str) -> bool:
     """Whether a text has more than spaces and characters without a shape, as U+200B."""
     return any(unicodedata.category(character) not in INVISIBLE for character in text)
 

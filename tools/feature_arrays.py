@@ -97,15 +97,16 @@ def _read_tensors(path: Path) -> dict[str, Array]:
     named = content if isinstance(content, dict) else {"": content}
     if not all(isinstance(tensor, torch.Tensor) for tensor in named.values()):
         raise ValueError("something else than tensors in the file")
-    shared = (torch.float16, torch.float32, torch.float64)
-    return {
-        str(name): (
-            tensor.float()
-            if tensor.is_floating_point() and tensor.dtype not in shared
-            else tensor.detach()
-        ).numpy()
-        for name, tensor in named.items()
-    }
+    return {str(name): _as_numpy(tensor.detach()) for name, tensor in named.items()}
+
+
+def _as_numpy(tensor: Any) -> Array:
+    """Floats that numpy lacks as float32; float64, which float32 could not hold, as it is."""
+    known = ("torch.float16", "torch.float32", "torch.float64")
+    if tensor.is_floating_point() and str(tensor.dtype) not in known:
+        tensor = tensor.float()
+    array: Array = tensor.numpy()
+    return array
 
 
 def _matrix(found: dict[str, Array], kind: str, path: Path) -> Array:
