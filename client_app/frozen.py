@@ -40,7 +40,8 @@ def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save(arrays))
+        whole = {name: value.contiguous() for name, value in arrays.items()}
+        temporary.write_bytes(save(whole))  # which refuses a tensor that is a view with strides
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -66,7 +66,8 @@ def save_checkpoint(
     """
     named = {_MODEL + name: value.contiguous() for name, value in arrays.items()}
     if optimizer is not None:
-        named |= {_OPTIMIZER + name: value for name, value in optimizer.state.items()}
+        state = optimizer.state.items()
+        named |= {_OPTIMIZER + name: value.contiguous() for name, value in state}
     content = save(named)
     sha256 = hashlib.sha256(content).hexdigest()
     file = f"{stem}-{sha256[:12]}.safetensors"

@@ -69,3 +69,15 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_tensors_with_strides_are_written_as_they_are(tmp_path: Path) -> None:
+    """safetensors refuses a transposed view; the optimizer's state takes its layout from one."""
+    optimizer = ServerOptimizer("adam")
+    arrays = {"a": torch.arange(12.0).reshape(3, 4).T}
+    moved = optimizer.step(arrays, {"a": torch.ones(3, 4).T}, 0.0)
+    file, sha256 = save_checkpoint(tmp_path, "c", moved, optimizer)
+    restored = ServerOptimizer("adam")
+    found = load_checkpoint(tmp_path / file, sha256, restored)
+    assert found["a"].tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+    assert all(torch.equal(restored.state[n], value) for n, value in optimizer.state.items())

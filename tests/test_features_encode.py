@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,30 +21,40 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from shared_model.errors import DataError
+from shared_model.errors import ConfigError, DataError
 from tools import cli, encode
+from tools.clip import load_image_encoder
 from tools.encode import EncodeOptions, encode_features
-from tools.encoders import Encoder, load_image_encoder, load_text_encoder, unit_rows
+from tools.encoders import Encoder, load_text_encoder, unit_row
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = "ViT-S-32-alt"  # the smallest that open_clip has built in
 
 
 class StandIn:
-    """An encoder whose vectors tell the content and, in the last bits, the batch."""
+    """An encoder whose vectors tell the content."""
 
-    def __init__(self, fail_at: int = 0, fault: BaseException | None = None) -> None:
+    def __init__(
+        self, fail_at: int = 0, fault: BaseException | None = None, settings: str = ""
+    ) -> None:
         self.calls, self.fail_at, self.fault = 0, fail_at, fault
-        self.encoder = Encoder("stand-in", 4, "0" * 64, {}, self.encode)
+        self.encoder = Encoder(
+            name="stand-in", dim=4, sha256="0" * 64, versions={}, encode=self.encode,
+            cut=lambda one: one == "item number 9", limit="are cut", settings={"one": settings},
+        )  # fmt: skip
 
-    def encode(self, batch: Sequence[Any]) -> np.ndarray:
+    def encode(self, one: Any) -> np.ndarray:
         self.calls += 1
         if self.fault is not None and self.calls == self.fail_at:
             raise self.fault
-        told = [one if isinstance(one, str) else one.tobytes().hex() for one in batch]
-        digests = [hashlib.sha256(one.encode()).digest()[:4] for one in told]
-        rows = np.array([list(digest) for digest in digests], dtype=np.float32) + 1
-        return unit_rows(rows + len(batch) + len("".join(told)) % 7)
+        told = one if isinstance(one, str) else one.tobytes().hex()
+        digest = hashlib.sha256(told.encode()).digest()[:4]
+        return unit_row(np.array([list(digest)], dtype=np.float32) + 1)
+
+
+# After how many calls a chunk of three of the shop's 10 pictures and 19 texts, 18 of them
+# different, is finished.
+ENDS = [0, 3, 6, 9, 10, 12, 15, 18, 21, 24, 27, 28]
 
 
 @pytest.fixture
@@ -55,6 +65,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[..., StandIn]:
         stand_in = StandIn(**faults)
         for name in ("load_image_encoder", "load_text_encoder"):
             monkeypatch.setattr(encode, name, lambda *_: stand_in.encoder)
+        monkeypatch.setattr(encode, "CHUNK", 3)
         return stand_in
 
     return put
@@ -77,9 +88,9 @@ def shop(tmp_path: Path) -> Path:
 def run(shop: Path, output: str = "out.safetensors", **options: Any) -> list[str]:
     """Encode the shop; returns what was said."""
     said: list[str] = []
-    chosen = {"images": shop / "pictures", "batch_size": 3, "device": "cpu"} | options
+    chosen = {"images": shop / "pictures", "device": "cpu"} | options
     settings = EncodeOptions(items=shop / "items.csv", output=shop / output, **chosen)
-    encode_features(settings, said.append, lambda batches, _: batches)
+    encode_features(settings, said.append, lambda chunks, _: chunks)
     return said
 
 
@@ -104,11 +115,12 @@ def test_rows_follow_the_catalogue_and_missing_ones_are_zero(
     with safe_open(shop / "out.safetensors", framework="numpy") as file:
         facts = json.loads(file.metadata()["feddmmr"])
     assert facts["encoders"] == {"visual": "stand-in", "text": "stand-in"}
+    assert facts["settings"] == {"visual": {"one": ""}, "text": {"one": ""}}
     assert facts["weights_sha256"] == {"visual": "0" * 64, "text": "0" * 64}
     assert leftovers(shop) == ["out.safetensors"]
 
 
-@pytest.mark.parametrize("fail_at", [1, 2, 4, 5, 8, 11])
+@pytest.mark.parametrize("fail_at", [1, 3, 4, 10, 11, 12, 28])
 def test_an_interrupted_run_ends_in_the_same_bytes(
     shop: Path, use: Callable[..., StandIn], fail_at: int
 ) -> None:
@@ -119,8 +131,9 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
         run(shop)
     rest = use()
     said = run(shop)
-    assert rest.calls == whole.calls - (fail_at - 1)
-    assert fail_at == 1 or any("finished items taken from" in line for line in said)
+    kept = max(end for end in ENDS if end < fail_at)
+    assert (whole.calls, rest.calls) == (28, 28 - kept)
+    assert kept == 0 or any("finished items taken from" in line for line in said)
     assert (shop / "out.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
     assert leftovers(shop) == ["out.safetensors"]
 
@@ -144,10 +157,10 @@ def test_kill_9_keeps_what_is_finished(shop: Path, use: Callable[..., StandIn]) 
         "import os, signal, sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
         "from test_features_encode import StandIn, run; from tools import encode\n"
         "class Killed(StandIn):\n"
-        "    def encode(self, batch):\n"
+        "    def encode(self, one):\n"
         "        if self.calls == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        return super().encode(batch)\n"
-        "killed = Killed()\n"
+        "        return super().encode(one)\n"
+        "killed, encode.CHUNK = Killed(), 3\n"
         "encode.load_image_encoder = encode.load_text_encoder = lambda *_: killed.encoder\n"
         "run(Path(sys.argv[1]))\n"
     )
@@ -155,7 +168,7 @@ def test_kill_9_keeps_what_is_finished(shop: Path, use: Callable[..., StandIn]) 
     assert result.returncode == -9
     rest = use()
     run(shop)
-    assert rest.calls == 11 - 6  # 4 batches of pictures and 7 of texts
+    assert rest.calls == 28 - 6
     run(shop, "whole.safetensors")
     assert (shop / "out.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
 
@@ -178,8 +191,8 @@ def test_a_full_disk_keeps_what_is_finished(
     monkeypatch.setattr(os, "fsync", synced)
     rest = use()
     run(shop)
-    assert rest.calls < 11
-    assert whole.calls == 3
+    assert whole.calls == 9
+    assert rest.calls == 28 - 9  # the third chunk was written, and is sound
     run(shop, "whole.safetensors")
     assert (shop / "out.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
 
@@ -205,12 +218,54 @@ def test_a_disk_that_is_full_at_the_end(
 def test_a_partial_file_of_another_encoder_is_refused(
     shop: Path, use: Callable[..., StandIn]
 ) -> None:
-    use(fail_at=3, fault=KeyboardInterrupt())
+    use(fail_at=5, fault=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         run(shop)
-    use()
+    use(settings="other")
     with pytest.raises(DataError, match="made with another encoder or other settings"):
-        run(shop, batch_size=4)
+        run(shop)
+
+
+def test_rows_depend_on_the_item_alone(
+    shop: Path, use: Callable[..., StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use()
+    run(shop)
+    items = pd.read_csv(shop / "items.csv")
+    first = load_file(shop / "out.safetensors")
+    for chunk, order in ((1, items.index), (7, items.index), (3, items.index[::-1])):
+        monkeypatch.setattr(encode, "CHUNK", chunk)
+        items.loc[order].to_csv(shop / "items.csv", index=False)
+        run(shop, f"{chunk}.safetensors")
+        again = load_file(shop / f"{chunk}.safetensors")
+        for kind, array in first.items():
+            np.testing.assert_array_equal(again[kind], array[order])
+
+
+def test_equal_texts_are_encoded_once(shop: Path, use: Callable[..., StandIn]) -> None:
+    pd.DataFrame({"item_id": range(1, 21), "text": "alike"}).to_csv(shop / "items.csv")
+    stand_in = use()
+    run(shop, images=None)
+    assert stand_in.calls == 1
+    found = load_file(shop / "out.safetensors")["text"]
+    assert (found == found[0]).all()
+    assert found.any()
+
+
+def test_a_text_that_nobody_sees_is_missing(shop: Path, use: Callable[..., StandIn]) -> None:
+    """A zero width space, joiner, soft hyphen, no-break and wide spaces, marks of direction."""
+    texts = ["\u200b", "\u2060\u00ad ", "\u00a0\u3000", "\ufeff", "\u202e\u2029", "\x1f", "\u200ba"]
+    items = pd.DataFrame({"item_id": range(1, 8), "text": texts})
+    items.to_csv(shop / "items.csv", index=False)
+    use()
+    run(shop, images=None)
+    found = load_file(shop / "out.safetensors")["text"].any(axis=1)
+    assert found.tolist() == [False] * 6 + [True]
+
+
+def test_what_is_cut_is_counted(shop: Path, use: Callable[..., StandIn]) -> None:
+    use()
+    assert [line for line in run(shop) if line.endswith("cut")] == ["1 of 19 are cut"]
 
 
 def test_bad_pictures_are_said_and_the_others_finished(
@@ -237,7 +292,7 @@ def test_bad_pictures_are_said_again_after_an_interruption(
     shop: Path, use: Callable[..., StandIn]
 ) -> None:
     (shop / "pictures" / "2.png").write_bytes(b"")
-    use(fail_at=3, fault=KeyboardInterrupt())
+    use(fail_at=5, fault=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         run(shop)
     use()
@@ -252,6 +307,10 @@ def test_faults_stop_before_any_work(shop: Path, use: Callable[..., StandIn]) ->
     assert (shop / "out.safetensors").read_bytes() == b"mine"
     with pytest.raises(DataError, match="no column with texts"):
         run(shop, "new", text_column="plot")
+    with pytest.raises(ConfigError, match=r"no pictures to use it for.*--clip-tag openai"):
+        run(shop, "new", images=None, clip_tag="openai")
+    with pytest.raises(ConfigError, match=r"no texts to use it for.*--text-column plot"):
+        run(shop, "new", texts=False, text_column="plot")
     with pytest.raises(DataError, match="nothing to encode"):
         run(shop, "new", images=None, texts=False)
     (shop / "pictures" / "99.png").write_bytes(b"")
@@ -266,7 +325,7 @@ def test_faults_stop_before_any_work(shop: Path, use: Callable[..., StandIn]) ->
 
 def test_local_weights_that_are_missing_are_not_looked_up(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the weights do not exist"):
-        load_image_encoder(ARCHITECTURE, str(tmp_path / "clip.pt"), "cpu")
+        load_image_encoder(ARCHITECTURE, str(tmp_path / "clip.pt"), "", "cpu", print)
     with pytest.raises(DataError, match="the weights do not exist"):
         load_text_encoder("./minilm", "cpu")
 
@@ -316,7 +375,7 @@ def test_real_sentences_agree_with_the_reference(
 ) -> None:
     items = pd.read_csv(ml1m_folder / "items.csv").iloc[:50]
     items.to_csv(tmp_path / "items.csv", index=False)
-    run(tmp_path, images=None, batch_size=16, text_model=str(minilm))
+    run(tmp_path, images=None, text_model=str(minilm))
     found = load_file(tmp_path / "out.safetensors")["text"].astype(np.float32)
     ids = np.load(ml1m_folder / "item_ids.npy").tolist()
     rows = [ids.index(item) for item in items["item_id"]]
@@ -328,9 +387,42 @@ def test_real_sentences_agree_with_the_reference(
 def test_a_text_of_100_000_characters_is_cut_at_the_encoders_limit(minilm: Path) -> None:
     encoder = load_text_encoder(str(minilm), "cpu")
     text = "a good film about a long road " * 3334
-    long, cut, other = encoder.encode([text, text[:3000], "tax law"]).astype(np.float32)
+    long, cut, other = (
+        encoder.encode(one).astype(np.float32) for one in (text, text[:3000], "tax law")
+    )
     assert long @ cut > 0.999
     assert long @ other < 0.5
+
+
+@pytest.mark.slow
+def test_texts_beyond_the_limit_are_counted(minilm: Path, tmp_path: Path) -> None:
+    """256 tokens: 254 words and the two that begin and end a text."""
+    items = pd.DataFrame({"item_id": range(3), "text": ["cat " * n for n in (1, 254, 255)]})
+    items.to_csv(tmp_path / "items.csv", index=False)
+    said = run(tmp_path, images=None, text_model=str(minilm))
+    assert "1 of 3 texts are longer than 256 tokens: the rest of them is not seen" in said
+
+
+@pytest.mark.slow
+def test_real_rows_depend_on_the_item_alone(
+    ml1m_folder: Path, minilm: Path, tmp_path: Path
+) -> None:
+    """Neither the order nor the neighbours, nor the number of threads, change a bit."""
+    import torch
+
+    items = pd.read_csv(ml1m_folder / "items.csv").iloc[:24]
+    items.to_csv(tmp_path / "items.csv", index=False)
+    run(tmp_path, "all", images=None, text_model=str(minilm))
+    expected = load_file(tmp_path / "all")["text"]
+    threads = torch.get_num_threads()
+    try:
+        for count, order in ((1, list(range(24))[::-1]), (2, list(range(0, 24, 5)))):
+            torch.set_num_threads(count)
+            items.iloc[order].to_csv(tmp_path / "items.csv", index=False)
+            run(tmp_path, f"{count}", images=None, text_model=str(minilm))
+            np.testing.assert_array_equal(load_file(tmp_path / f"{count}")["text"], expected[order])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
@@ -363,4 +455,4 @@ def test_real_pictures_go_through_open_clip(ml1m_folder: Path, tmp_path: Path) -
     assert found.shape == (len(posters), 256)
     assert found[row].astype(np.float32) @ expected > 0.9999
     with pytest.raises(DataError, match="cannot be loaded"):
-        load_image_encoder("ViT-S-32", str(tmp_path / "clip.safetensors"), "cpu")
+        load_image_encoder("ViT-S-32", str(tmp_path / "clip.safetensors"), "", "cpu", print)

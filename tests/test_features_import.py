@@ -69,6 +69,17 @@ def test_a_bare_tensor_and_bfloat16(shop: Path, rows: np.ndarray) -> None:
     np.testing.assert_allclose(found["visual"], found["text"], atol=0.01)
 
 
+def test_a_parameter_and_a_float64_beyond_float32(shop: Path) -> None:
+    """An embedding's weight asks for gradients, and a tensor of float64 has rows of 1e300."""
+    directions = torch.tensor([[3.0, 4.0], [4.0, -3.0], [0.0, 1.0], [-1.0, 0.0]])
+    torch.save({"visual": torch.nn.Parameter(directions)}, shop / "a.pt")
+    save_tensors({"text": directions.double() * 1e300}, shop / "b.safetensors")
+    found = run(shop, visual=shop / "a.pt", text=shop / "b.safetensors")
+    for kind in ("visual", "text"):
+        expected = [[0.6, 0.8], [0.8, -0.6], [0, 1], [-1, 0]]
+        np.testing.assert_allclose(found[kind], expected, atol=1e-3)
+
+
 class Trap:
     """Something that a pickle would run."""
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from shared_model.errors import DataError
-from tools.pictures import find_pictures, open_picture
+from tools.pictures import aspect_ratio, find_pictures, middle, open_picture
 
 
 def pixel(path: Path) -> tuple[int, ...]:
@@ -103,10 +103,86 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
         open_picture(huge_png(tmp_path / "1.png"))
 
 
-def test_floating_point_pictures_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "1.tif")
-    with pytest.raises(DataError, match="floating point"):
+def small_png(path: Path, depth: int, color_type: int, row: bytes, transparent: bytes) -> Path:
+    """A PNG of one row of two pixels, with a transparent colour."""
+    content = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", 2, 1, depth, color_type, 0, 0, 0)
+    for kind, data in (
+        (b"IHDR", header),
+        (b"tRNS", transparent),
+        (b"IDAT", zlib.compress(b"\0" + row)),
+        (b"IEND", b""),
+    ):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        content += struct.pack(">I", len(data)) + kind + data + check
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("depth", "color_type", "row", "transparent", "expected"),
+    [
+        (16, 0, struct.pack(">HH", 25700, 51400), struct.pack(">H", 25700), (200,) * 3),
+        (8, 0, bytes([100, 200]), struct.pack(">H", 100), (200,) * 3),
+        (4, 0, bytes([0x5A]), struct.pack(">H", 5), (170,) * 3),  # 10 of 15
+        (2, 0, bytes([0b01100000]), struct.pack(">H", 1), (170,) * 3),  # 2 of 3
+        (1, 0, bytes([0b10000000]), struct.pack(">H", 1), (0,) * 3),
+        (8, 2, bytes([1, 2, 3, 4, 5, 6]), struct.pack(">HHH", 1, 2, 3), (4, 5, 6)),
+        (16, 2, struct.pack(">6H", 1000, 2000, 3000, 257, 514, 771),
+         struct.pack(">3H", 1000, 2000, 3000), (1, 2, 3)),
+    ],
+)  # fmt: skip
+def test_a_transparent_colour_of_any_depth_is_white(
+    tmp_path: Path, depth: int, color_type: int, row: bytes, transparent: bytes, expected: object
+) -> None:
+    picture, _ = open_picture(small_png(tmp_path / "1.png", depth, color_type, row, transparent))
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    assert picture.getpixel((1, 0)) == expected
+
+
+def test_floating_point_numbers_from_0_to_1_are_a_brightness(tmp_path: Path) -> None:
+    for value, expected in ((0.0, 0), (0.2, 51), (1.0, 255)):
+        Image.fromarray(np.full((4, 4), value, dtype=np.float32)).save(tmp_path / "1.tif")
+        assert pixel(tmp_path / "1.tif") == (expected,) * 3
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (np.array([[-0.5, 3.0]], dtype=np.float32), r"expected 0 to 1 \(mode F\).*-0\.5 to 3\.0"),
+        (np.array([[0.5, np.nan]], dtype=np.float32), r"expected 0 to 1.*nan to nan"),
+        (np.array([[0, 70000]], dtype=np.int32), r"expected 0 to 65535 \(mode I\).*0 to 70000"),
+    ],
+)
+def test_numbers_without_a_brightness_are_said_so(
+    tmp_path: Path, numbers: np.ndarray, message: str
+) -> None:
+    Image.fromarray(numbers).save(tmp_path / "1.tif")
+    with pytest.raises(DataError, match=f"without a defined brightness.*{message}") as error:
         open_picture(tmp_path / "1.tif")
+    assert "broken" not in str(error.value)
+    assert "1.tif" in str(error.value)
+
+
+def test_of_a_strip_only_the_middle_is_kept() -> None:
+    strip = Image.new("RGB", (8001, 1))
+    strip.putpixel((4000, 0), (1, 2, 3))
+    cut = middle(strip)
+    assert cut.size == (8, 1)
+    assert cut.getpixel((4, 0)) == (1, 2, 3)  # pixels 3,996 to 4,003
+    assert middle(strip.rotate(90, expand=True)).size == (1, 8)
+    for size in ((80, 10), (10, 80), (7, 7)):
+        picture = Image.new("RGB", size)
+        assert middle(picture) is picture
+
+
+def test_the_aspect_ratio_is_read_from_the_header(tmp_path: Path) -> None:
+    for size in ((60, 20), (20, 60)):
+        Image.new("RGB", size).save(tmp_path / "1.png")
+        assert aspect_ratio(tmp_path / "1.png") == 3
+    (tmp_path / "1.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="a broken picture"):
+        aspect_ratio(tmp_path / "1.png")
 
 
 def test_pictures_are_found_by_item_id(tmp_path: Path) -> None:

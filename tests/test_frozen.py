@@ -135,3 +135,13 @@ def test_a_disk_that_fills_up_leaves_nothing(
         keep_frozen(tmp_path, SHA256, ARRAYS)
     assert_one_clear_line(raised.value, tmp_path)
     assert list((tmp_path / "frozen").iterdir()) == []
+
+
+def test_tensors_with_strides_are_kept(tmp_path: Path) -> None:
+    """safetensors refuses a transposed view, such as a message may hold."""
+    arrays = {"a": torch.arange(12.0).reshape(3, 4).T, "b": torch.arange(10.0)[::3]}
+    keep_frozen(tmp_path, arrays_sha256(arrays), arrays)
+    found = read_frozen(tmp_path, arrays_sha256(arrays))
+    assert found is not None
+    assert found["a"].tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+    assert found["b"].tolist() == [0, 3, 6, 9]

@@ -16,6 +16,7 @@ from client_app.data import Dataset, Ints, open_dataset
 from client_app.novelty import count_novelty, sample_share, sampled_rows
 from shared_model.errors import DataError
 from shared_model.memory import MemorySettings, threshold_of
+from tools import feature_rows
 from tools.feature_files import FeatureFiles, read_features
 from tools.similarity import Features, Histories, lifts, near_duplicates, random_mean
 
@@ -79,7 +80,11 @@ def _add_histories(
 
 def modalities(files: FeatureFiles) -> dict[str, Features]:
     """Arrays of rows of norm 1 or 0, with "combined" if there are two: both side by side."""
-    arrays = {kind: unit_rows(array) for kind, array in sorted(files.arrays.items())}
+    arrays = {
+        # Float16 is what a node reads; other types have scales that its unit_rows is not made for.
+        kind: unit_rows(array if array.dtype == np.float16 else feature_rows.unit_rows(array))
+        for kind, array in sorted(files.arrays.items())
+    }
     if len(arrays) > 1:
         arrays["combined"] = side_by_side(arrays["visual"], arrays["text"])
     return arrays
@@ -106,10 +111,8 @@ def norms(files: FeatureFiles) -> dict[str, Report]:
     """Norms of the rows as they are stored, zero rows left out."""
     found = {}
     for kind, array in sorted(files.arrays.items()):
-        norm = np.linalg.norm(array.astype(np.float64), axis=1)
+        norm = feature_rows.row_norms(array)
         norm = norm[norm != 0]
-        if not np.isfinite(norm).all():
-            raise DataError(f"{kind} features have a NaN or infinity")
         values = (norm.min(), norm.mean(), norm.max()) if len(norm) else (0.0, 0.0, 0.0)
         found[kind] = dict(zip(("min", "mean", "max"), map(float, values), strict=True))
     return found

@@ -1,9 +1,10 @@
-"""Encode a catalogue: pictures and texts, batch by batch, into one features file.
+"""Encode a catalogue: pictures and texts, each by itself, into one features file.
 
-Batches are fixed by the catalogue alone, and a batch is either finished or done again: so a run
-that was interrupted and resumed ends in the same bytes as one that was not.
+A row depends on the item's content and the encoder alone: not on its place in the catalogue, on the
+other items, nor on whether the run was interrupted and resumed.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,19 @@ import numpy.typing as npt
 import pandas as pd
 
 from client_app.compile import refuse_existing
-from shared_model.errors import DataError
-from tools.encoders import Encoder, choose_device, load_image_encoder, load_text_encoder
+from shared_model.errors import ConfigError, DataError
+from tools.clip import load_image_encoder
+from tools.encoders import Encoder, choose_device, load_text_encoder
+from tools.feature_files import Say
 from tools.feature_output import catalogue, write_features
 from tools.partial import Partial, content_key
 from tools.pictures import find_pictures, open_picture
 
 Vectors = npt.NDArray[np.float16]
-Say = Callable[[str], None]
-Track = Callable[[Sequence[Any], str], Iterable[Any]]  # a progress bar over batches
+Track = Callable[[Sequence[Any], str], Iterable[Any]]  # a progress bar over chunks
+
+CHUNK = 32  # items that are synced to disk at once: what an interruption costs at most
+INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode's controls, formats and separators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +41,8 @@ class EncodeOptions:
     text_column: str = ""
     image_model: str = "ViT-B-32"
     image_weights: str = "laion2b_s34b_b79k"
+    clip_tag: str = ""
     text_model: str = "all-MiniLM-L6-v2"
-    batch_size: int = 32
     device: str = "auto"
 
 
@@ -45,10 +50,12 @@ def encode_features(options: EncodeOptions, say: Say, track: Track) -> dict[str,
     """Write `options.output`; returns its arrays float16 [I, dim] in the order of the items file.
 
     `say` gets a line for every picture that cannot be used (its row is zero). Raises DataError
-    before any work for faults of the catalogue and the folder, and for a full disk; what is
-    finished by then stays in files beside the output, and the same command goes on from there.
+    before any work for faults of the catalogue and the folder (ConfigError for an option that
+    would be ignored), and for a full disk; what is finished by then stays in files beside the
+    output, and the same command goes on from there.
     """
     refuse_existing(options.output)
+    _refuse_ignored(options)
     items = catalogue(options.items)
     ids = items["item_id"].astype(str).tolist()
     pictures = _pictures(options, ids, say)
@@ -56,21 +63,20 @@ def encode_features(options: EncodeOptions, say: Say, track: Track) -> dict[str,
     if pictures is None and texts is None:
         raise DataError("nothing to encode", todo="pass --images, or leave out --no-text")
     device = choose_device(options.device)
-    encoders: dict[str, Encoder] = {}
-    if pictures is not None:
-        encoders["visual"] = load_image_encoder(options.image_model, options.image_weights, device)
-    if texts is not None:
-        encoders["text"] = load_text_encoder(options.text_model, device)
-    sources = {"visual": pictures, "text": texts}
+    sources = {
+        kind: found for kind, found in (("visual", pictures), ("text", texts)) if found is not None
+    }
+    encoders = {kind: _load(kind, options, device, say) for kind in sources}
+    for kind, encoder in encoders.items():
+        _tell_cut(sources[kind], encoder, say)
     partials = {}
     try:
         for kind, encoder in encoders.items():
             partials[kind] = _open_partial(kind, encoder, options, device)
         arrays = {
-            kind: _fill(kind, partial, encoders[kind], sources[kind] or {}, len(ids), options,
-                        say, track)
+            kind: _fill(kind, partial, encoders[kind], sources[kind], len(ids), say, track)
             for kind, partial in partials.items()
-        }  # fmt: skip
+        }
         _write(options.output, arrays, encoders)
         for partial in partials.values():
             partial.delete()
@@ -78,6 +84,29 @@ def encode_features(options: EncodeOptions, say: Say, track: Track) -> dict[str,
         for partial in partials.values():
             partial.close()
     return arrays
+
+
+def _refuse_ignored(options: EncodeOptions) -> None:
+    """Raise ConfigError for an option of pictures without pictures, or of texts without texts."""
+    if options.clip_tag and options.images is None:
+        raise ConfigError("no pictures to use it for", got=f"--clip-tag {options.clip_tag}")
+    if options.text_column and not options.texts:
+        raise ConfigError("no texts to use it for", got=f"--text-column {options.text_column}")
+
+
+def _load(kind: str, options: EncodeOptions, device: str, say: Say) -> Encoder:
+    if kind == "text":
+        return load_text_encoder(options.text_model, device)
+    return load_image_encoder(
+        options.image_model, options.image_weights, options.clip_tag, device, say
+    )
+
+
+def _tell_cut(source: dict[int, Any], encoder: Encoder, say: Say) -> None:
+    """Say how many texts or pictures have a part that the encoder does not see."""
+    count = sum(encoder.cut(one) for one in source.values())
+    if count:
+        say(f"{count:,} of {len(source):,} {encoder.limit}")
 
 
 def _pictures(options: EncodeOptions, ids: list[str], say: Say) -> dict[int, Any] | None:
@@ -106,7 +135,12 @@ def _texts(options: EncodeOptions, items: pd.DataFrame, say: Say) -> dict[int, A
         )
     say(f"{options.items}: texts from the column {column}")
     values = items[column].fillna("").astype(str).str.strip()
-    return {row: text for row, text in enumerate(values) if text}
+    return {row: text for row, text in enumerate(values) if _is_visible(text)}
+
+
+def _is_visible(text: str) -> bool:
+    """Whether a text has more than spaces and characters without a shape, as U+200B."""
+    return any(unicodedata.category(character) not in INVISIBLE for character in text)
 
 
 def _open_partial(kind: str, encoder: Encoder, options: EncodeOptions, device: str) -> Partial:
@@ -115,7 +149,7 @@ def _open_partial(kind: str, encoder: Encoder, options: EncodeOptions, device: s
         "sha256": encoder.sha256,
         "versions": encoder.versions,
         "dim": encoder.dim,
-        "batch": options.batch_size,
+        "settings": encoder.settings,
         "device": device,
     }
     path = options.output.with_name(f"{options.output.name}.{kind}.partial")
@@ -128,7 +162,6 @@ def _fill(
     encoder: Encoder,
     source: dict[int, Any],
     num_items: int,
-    options: EncodeOptions,
     say: Say,
     track: Track,
 ) -> Vectors:
@@ -137,38 +170,38 @@ def _fill(
     finished = len(partial.known)
     if finished:
         say(f"{kind}: {finished} finished items taken from {partial.path}")
-    for rows in track(list(_batches(list(source), options.batch_size)), kind):
-        array[rows] = _encode_batch(rows, source, partial, encoder, say)
+    for rows in track(list(_chunks(list(source))), kind):
+        array[rows] = _encode_chunk([source[row] for row in rows], partial, encoder, say)
     unusable = len(source) - int(array.any(axis=1).sum())
     if unusable:
         say(f"{kind}: {unusable} of {len(source)} could not be used; their rows are zero")
     return array
 
 
-def _batches(rows: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _chunks(rows: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(rows), CHUNK):
+        yield rows[start : start + CHUNK]
 
 
-def _encode_batch(
-    rows: list[int], source: dict[int, Any], partial: Partial, encoder: Encoder, say: Say
-) -> Vectors:
-    """Vectors [B, dim] of paths or texts, from the partial file if it has the whole batch."""
-    batch = [source[row] for row in rows]
-    keys = [content_key(row, _content(one)) for row, one in zip(rows, batch, strict=True)]
-    if all(key in partial.known for key in keys):
-        vectors = np.stack([partial.known[key] for key in keys])
-        for one, vector in zip(batch, vectors, strict=True):
-            if not vector.any():
-                _open(one, say)  # says again what is wrong with it
-        return vectors
-    opened = [_open(one, say) for one in batch]
-    usable = [place for place, one in enumerate(opened) if one is not None]
-    vectors = np.zeros((len(batch), encoder.dim), dtype=np.float16)
-    if usable:
-        vectors[usable] = encoder.encode([opened[place] for place in usable])
-    partial.append(keys, vectors)
-    return vectors
+def _encode_chunk(chunk: list[Any], partial: Partial, encoder: Encoder, say: Say) -> Vectors:
+    """Vectors [C, dim] of paths or texts; what is new is encoded and kept in the partial file."""
+    keys = [content_key(_content(one)) for one in chunk]
+    new: dict[bytes, Vectors] = {}
+    for key, one in zip(keys, chunk, strict=True):
+        known = partial.known.get(key, new.get(key))
+        if known is None:
+            new[key] = _encode_one(one, encoder, say)
+        elif not known.any():
+            _open(one, say)  # says again what is wrong with it
+    if new:
+        partial.append(list(new), np.stack(list(new.values())))
+    return np.stack([partial.known[key] for key in keys])
+
+
+def _encode_one(one: str | Path, encoder: Encoder, say: Say) -> Vectors:
+    """The vector [dim] of a text or picture; zero if it cannot be used."""
+    opened = _open(one, say)
+    return np.zeros(encoder.dim, np.float16) if opened is None else encoder.encode(opened)
 
 
 def _content(one: str | Path) -> bytes:
@@ -200,5 +233,6 @@ def _write(output: Path, arrays: dict[str, Vectors], encoders: dict[str, Encoder
     facts = {
         "weights_sha256": {kind: encoder.sha256 for kind, encoder in encoders.items()},
         "versions": {kind: encoder.versions for kind, encoder in encoders.items()},
+        "settings": {kind: encoder.settings for kind, encoder in encoders.items()},
     }
     write_features(output, arrays, names, facts)

@@ -10,12 +10,12 @@ import pandas as pd
 
 from client_app.compile import refuse_existing
 from shared_model.errors import DataError
-from tools.feature_files import FeatureFiles, align_features
+from tools.feature_files import IDS, FeatureFiles, align_features
 from tools.feature_output import catalogue, write_features
+from tools.feature_rows import check_ids, places_of
 
 Array = npt.NDArray[Any]
 SUFFIXES = (".npy", ".npz", ".safetensors", ".pt")
-IDS = "item_ids"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,12 @@ def import_arrays(options: ImportArrays) -> dict[str, npt.NDArray[np.float16]]:
     for kind, path in sources.items():
         if path is not None:
             found = read_arrays(path)
-            rows = _item_ids(options.item_ids, found, ids)
-            files = FeatureFiles({kind: _matrix(found, kind, path)}, rows)
-            arrays |= align_features(files, ids, ids)
+            rows = _item_ids(options.item_ids, found)
+            source = f"{path} with {options.item_ids}" if options.item_ids else str(path)
+            if rows is not None:
+                _refuse_unknown(rows, source, ids)
+            files = FeatureFiles({kind: _matrix(found, kind, path)}, rows, source=source)
+            arrays |= align_features(files, ids, ids, str(options.items))
     if not arrays:
         raise DataError("nothing to import", todo="pass --visual FILE, --text FILE or both")
     encoders = {"visual": options.visual_encoder, "text": options.text_encoder}
@@ -82,7 +85,7 @@ def _read_numpy(path: Path) -> dict[str, Array]:
 
 
 def _read_tensors(path: Path) -> dict[str, Array]:
-    """Tensors by name; bfloat16, which numpy lacks, becomes float32."""
+    """Tensors by name; a float that numpy lacks, such as bfloat16, becomes float32."""
     import torch
 
     if path.suffix == ".safetensors":
@@ -94,10 +97,16 @@ def _read_tensors(path: Path) -> dict[str, Array]:
     named = content if isinstance(content, dict) else {"": content}
     if not all(isinstance(tensor, torch.Tensor) for tensor in named.values()):
         raise ValueError("something else than tensors in the file")
-    return {
-        str(name): (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for name, tensor in named.items()
-    }
+    return {str(name): _as_numpy(tensor.detach()) for name, tensor in named.items()}
+
+
+def _as_numpy(tensor: Any) -> Array:
+    """Floats that numpy lacks as float32; float64, which float32 could not hold, as it is."""
+    known = ("torch.float16", "torch.float32", "torch.float64")
+    if tensor.is_floating_point() and str(tensor.dtype) not in known:
+        tensor = tensor.float()
+    array: Array = tensor.numpy()
+    return array
 
 
 def _matrix(found: dict[str, Array], kind: str, path: Path) -> Array:
@@ -111,36 +120,28 @@ def _matrix(found: dict[str, Array], kind: str, path: Path) -> Array:
             expected=f"one array, or one called {kind!r}",
             got=", ".join(map(repr, sorted(found))),
         )
-    array = found[name]
-    real = np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
-    if array.ndim != 2 or array.shape[1] == 0 or not real:
-        raise DataError(
-            f"no {kind} features",
-            where=str(path),
-            expected="numbers of shape [rows, dim]",
-            got=f"{array.dtype} {list(array.shape)}",
-        )
-    return array
+    return found[name]
 
 
-def _item_ids(path: Path | None, found: dict[str, Array], ids: pd.Series) -> Array | None:
+def _item_ids(path: Path | None, found: dict[str, Array]) -> Array | None:
     """The item of each row, from --item-ids or beside the array; None: as in the items file."""
-    if path is not None:
-        named = read_arrays(path)
-        if IDS not in named and len(named) != 1:
-            raise DataError("which array is item_ids?", where=str(path), got=", ".join(named))
-        rows = named.get(IDS, next(iter(named.values())))
-    elif IDS in found:
-        rows = found[IDS]
-    else:
-        return None
-    known = pd.Series(rows.ravel()).astype(str).isin(ids.astype(str))
-    if not known.all():
-        place = int(np.flatnonzero(~known)[0])
+    if path is None:
+        return found.get(IDS)
+    named = read_arrays(path)
+    if IDS not in named and len(named) != 1:
+        raise DataError("which array is item_ids?", where=str(path), got=", ".join(named))
+    return named.get(IDS, next(iter(named.values())))
+
+
+def _refuse_unknown(rows: Array, source: str, ids: pd.Series) -> None:
+    """Raise DataError for a row of no item; that all are such is for `align_features` to say."""
+    named = check_ids(rows, f"{source}, {IDS}")
+    unknown = places_of(named, ids) < 0
+    if unknown.any() and not unknown.all():
+        place = int(np.flatnonzero(unknown)[0])
         raise DataError(
             "unknown item id",
-            where=f"row {place + 1} of the arrays (and {int((~known).sum()) - 1} more)",
-            got=repr(str(rows.ravel()[place])),
+            where=f"{source}, row {place + 1} of the arrays (and {int(unknown.sum()) - 1} more)",
+            got=repr(named.iloc[place]),
             todo="drop the row, or add the item to the items file",
         )
-    return rows.ravel()

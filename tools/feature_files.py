@@ -1,6 +1,9 @@
 """Feature arrays that come with a source: files of arrays, and the items their rows belong to."""
 
 import json
+import tokenize
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +14,32 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from shared_model.errors import DataError
+from tools.feature_rows import check_ids, check_matrix, places_of, unit_rows
+from tools.notes import note
 
+Say = Callable[[str], None]
 KINDS = ("visual", "text")
+IDS = "item_ids"
+# What numpy raises on damaged files: EOFError for an empty one, MemoryError for one that claims too
+# much, TokenError for a header that is cut.
+DAMAGE = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, tokenize.TokenError)
 
 
 @dataclass(frozen=True)
 class FeatureFiles:
-    """Arrays [rows, dim] by kind, the item id of each row (None: as in items.csv), encoders."""
+    """Arrays [rows, dim] by kind, the item id of each row (None: as in items.csv), encoders.
+
+    Raises DataError for arrays that are no features: see `check_matrix`.
+    """
 
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     item_ids: npt.NDArray[Any] | None = None
     encoders: dict[str, str] = field(default_factory=dict)
+    source: str = "the features"  # what messages call them
+
+    def __post_init__(self) -> None:
+        for kind, array in self.arrays.items():
+            check_matrix(array, kind, self.source)
 
 
 def read_features(path: Path) -> FeatureFiles:
@@ -37,69 +55,116 @@ def read_features(path: Path) -> FeatureFiles:
     files = {kind: path / f"{kind}.npy" for kind in KINDS if (path / f"{kind}.npy").is_file()}
     if not files:
         return FeatureFiles()
-    ids = _read_npy(path / "item_ids.npy")
     arrays = {kind: _read_npy(file) for kind, file in files.items()}
-    for kind, array in arrays.items():
-        if array.ndim != 2 or len(array) != len(ids):
-            raise DataError(
-                "features and their item ids differ in length",
-                where=str(files[kind]),
-                expected=f"[{len(ids)}, dim], as item_ids.npy",
-                got=str(list(array.shape)),
-            )
-    return FeatureFiles(arrays, ids)
+    return FeatureFiles(arrays, _read_npy(path / f"{IDS}.npy"), {}, str(path))
 
 
 def align_features(
-    files: FeatureFiles, item_ids: pd.Series, catalogue_ids: pd.Series
+    files: FeatureFiles,
+    item_ids: pd.Series,
+    catalogue_ids: pd.Series,
+    catalogue: str = "the catalogue",
+    say: Say = note,
 ) -> dict[str, npt.NDArray[np.float16]]:
     """Rows in the order of `item_ids` [I], of norm 1; a zero row where an item has no features.
 
-    `catalogue_ids` are the ids of the rows of a file that does not say. Raises DataError.
+    `catalogue_ids` are the ids of the whole catalogue, which messages call `catalogue`, and those
+    of the rows of a file that does not say. `say` gets a line if some items have no row or some
+    rows no item. Raises DataError for bad ids, and if not one row belongs to an item.
     """
-    ids = catalogue_ids if files.item_ids is None else pd.Series(files.item_ids)
-    index = pd.Index(ids.astype(str))
-    if repeated := list(index[index.duplicated()][:1]):
-        raise DataError("an item has two rows of features", got=f"item {repeated[0]}")
-    places = index.get_indexer(pd.Index(item_ids.astype(str)))
-    aligned = {}
+    _tell_integers(files, say)
+    ids = catalogue_ids
+    if files.item_ids is not None:
+        ids = check_ids(files.item_ids, f"{files.source}, {IDS}")
+    _check_lengths(files, ids)
+    places = places_of(item_ids, ids)
+    if files.item_ids is not None and files.arrays:
+        _tell_misses(files.source, ids, item_ids, catalogue_ids, catalogue, say)
+    return {
+        kind: unit_rows(np.where((places >= 0)[:, None], array[places], 0))
+        for kind, array in files.arrays.items()
+    }
+
+
+def _tell_integers(files: FeatureFiles, say: Say) -> None:
+    """Quantised embeddings look like any integers, and often have an offset that must go first."""
     for kind, array in files.arrays.items():
-        if len(array) != len(index):
+        if array.dtype.kind in "iu":
+            say(
+                f"{files.source}: {kind} are {array.dtype}, taken as they are; if they are "
+                "quantised with an offset or a scale for each column, decode them first"
+            )
+
+
+def _check_lengths(files: FeatureFiles, ids: pd.Series) -> None:
+    """Refuse an item with two rows, and arrays with more or fewer rows than there are ids."""
+    if repeated := ids[ids.duplicated()].tolist()[:1]:
+        raise DataError(
+            "an item has two rows of features", where=files.source, got=f"item {repeated[0]}"
+        )
+    for kind, array in files.arrays.items():
+        if len(array) != len(ids):
             raise DataError(
                 f"{kind} features do not fit the catalogue",
-                expected=f"{len(index)} rows",
+                where=files.source,
+                expected=f"{len(ids)} rows",
                 got=str(len(array)),
             )
-        rows = np.where((places >= 0)[:, None], array[places], 0)
-        aligned[kind] = _unit_rows(rows.astype(np.float32), kind)
-    return aligned
 
 
-def _unit_rows(rows: npt.NDArray[np.float32], kind: str) -> npt.NDArray[np.float16]:
-    """Normalise rows; those that are normalised up to float16's accuracy keep their bits."""
-    if not np.isfinite(rows).all():
-        place = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-        raise DataError(f"{kind} features have a NaN or infinity", where=f"item {place + 1}")
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    wrong = (norms > 0) & (np.abs(norms - 1) > 2e-3)
-    return np.where(wrong, rows / np.where(norms > 0, norms, 1), rows).astype(np.float16)
+def _tell_misses(
+    source: str,
+    ids: pd.Series,
+    item_ids: pd.Series,
+    catalogue_ids: pd.Series,
+    catalogue: str,
+    say: Say,
+) -> None:
+    """Say which items have no row and which rows no item. Raises DataError if no item has one."""
+    lacking = item_ids[places_of(item_ids, ids) < 0]
+    if len(lacking) == len(item_ids):
+        raise DataError(
+            "the features belong to another catalogue: not one row is of an item",
+            where=f"{source} and {catalogue}",
+            expected=f"item ids like {_examples(item_ids)}",
+            got=_examples(ids),
+            todo="check that both are of the same data, and that the ids are written alike",
+        )
+    strange = ids[places_of(ids, catalogue_ids) < 0]
+    if len(lacking):
+        say(f"{source}: {len(lacking):,} of {len(item_ids):,} items have no row of features, "
+            f"such as {_examples(lacking)}")  # fmt: skip
+    if len(strange):
+        say(f"{source}: {len(strange):,} of {len(ids):,} rows belong to no item of {catalogue}, "
+            f"such as {_examples(strange)}")  # fmt: skip
+
+
+def _examples(ids: pd.Series) -> str:
+    """The first two ids as they are written, text in quotes."""
+    return ", ".join(repr(one) for one in ids.tolist()[:2]) or "no rows"
 
 
 def _read_safetensors(path: Path) -> FeatureFiles:
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {kind: file.get_tensor(kind) for kind in KINDS if kind in file.keys()}  # noqa: SIM118
+            names = [name for name in (*KINDS, IDS) if name in file.keys()]  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in names}
             facts = json.loads((file.metadata() or {}).get("feddmmr", "{}"))
-    except (OSError, ValueError, SafetensorError) as error:
+        encoders = facts.get("encoders", {})
+    # TypeError: bfloat16, which numpy lacks. AttributeError: metadata that is no table.
+    except (OSError, ValueError, SafetensorError, TypeError, AttributeError) as error:
         raise DataError("the features cannot be read", where=str(path), got=str(error)) from error
+    ids = arrays.pop(IDS, None)
     if not arrays:
         raise DataError("no features in the file", where=str(path), expected=" or ".join(KINDS))
-    return FeatureFiles(arrays, None, facts.get("encoders", {}))
+    return FeatureFiles(arrays, ids, encoders, str(path))
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
     try:
-        array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of arrays, not one array")
+    except DAMAGE as error:
         raise DataError("the array cannot be read", where=str(path), got=str(error)) from error
     return array

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tools.notes import note
+
 app = typer.Typer(help="Make features of items, and measure them.", no_args_is_help=True)
 
 
@@ -42,7 +44,10 @@ def encode(
     text_model: Annotated[
         str, typer.Option(help="A sentence-transformers name on the hub, or a local folder.")
     ] = "all-MiniLM-L6-v2",
-    batch_size: Annotated[int, typer.Option(min=1, help="Items encoded at once.")] = 32,
+    clip_tag: Annotated[
+        str,
+        typer.Option(help="The open_clip tag whose settings a local file's weights were made for."),
+    ] = "",
     device: Annotated[Device, typer.Option(help="Where the encoders run.")] = Device.auto,
 ) -> None:
     """Encode pictures and texts; the same command goes on after an interruption."""
@@ -59,10 +64,10 @@ def encode(
         image_model=image_model,
         image_weights=image_weights,
         text_model=text_model,
-        batch_size=batch_size,
+        clip_tag=clip_tag,
         device=device.value,
     )
-    print(*describe(encode_features(options, _say, _track), output), sep="\n")
+    print(*describe(encode_features(options, note, _track), output), sep="\n")
 
 
 @app.command("import")
@@ -125,18 +130,13 @@ def analyze(
         print(f"report: {output.resolve()}")
 
 
-def _say(line: str) -> None:
-    """A line for the reader beside the progress bar."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def _track(batches: Sequence[Any], what: str) -> Iterator[Any]:
-    """A progress bar over the batches, on a terminal."""
+def _track(chunks: Sequence[Any], what: str) -> Iterator[Any]:
+    """A progress bar over the chunks, on a terminal."""
     if not sys.stderr.isatty():
-        yield from batches
+        yield from chunks
         return
     from rich.console import Console
     from rich.progress import track
 
-    bar: Iterable[Any] = track(batches, description=what, console=Console(stderr=True))
+    bar: Iterable[Any] = track(chunks, description=what, console=Console(stderr=True))
     yield from bar

@@ -1,7 +1,7 @@
 """Finished vectors kept beside the output, so that an interrupted encoding goes on.
 
-The file: one line of JSON that says what made the vectors, then records of (sha256 of item and
-content, vector). A batch is appended and synced at once; a record that a crash cut off is dropped.
+The file: one line of JSON that says what made the vectors, then records of (sha256 of the content,
+vector). A chunk is appended and synced at once; a record that a crash cut off is dropped.
 """
 
 import fcntl
@@ -21,12 +21,9 @@ Vectors = npt.NDArray[np.float16]
 KEPT = ": the finished items are kept"
 
 
-def content_key(row: int, content: bytes) -> bytes:
-    """What a vector is filed under: item and content, since equal texts may differ in a last bit.
-
-    An encoder's last bits depend on the other items of the batch, and resuming must not show.
-    """
-    return hashlib.sha256(b"%d " % row + content).digest()
+def content_key(content: bytes) -> bytes:
+    """What a vector is filed under: its content alone, since it depends on nothing else."""
+    return hashlib.sha256(content).digest()
 
 
 class Partial:
@@ -51,7 +48,7 @@ class Partial:
             raise
 
     def append(self, keys: list[bytes], vectors: Vectors) -> None:
-        """Keep a finished batch: vectors float16 [B, dim], zero for what cannot be encoded."""
+        """Keep a finished chunk: vectors float16 [B, dim], zero for what cannot be encoded."""
         records = np.empty(len(keys), dtype=self.record)
         records["key"] = np.frombuffer(b"".join(keys), dtype="V32")
         records["vector"] = vectors
