@@ -115,7 +115,8 @@ def check_features(features: Mapping[str, npt.NDArray[Any]], num_items: int) -> 
                 expected=f"[{num_items}, dim]",
                 got=str(list(array.shape)),
             )
-        norms = np.linalg.norm(array.astype(np.float32), axis=1)
+        # float64: the squares of 1e-30 would be nothing, and the row missing, in float32.
+        norms = np.sqrt(np.einsum("ij,ij->i", array, array, dtype=np.float64))
         bad = ~((norms == 0) | (np.abs(norms - 1) < 0.01))  # a NaN is bad as well
         if bad.any():
             row = int(np.flatnonzero(bad)[0])

@@ -47,6 +47,7 @@ def test_features_must_fit_and_be_normalised() -> None:
     for bad, message in [
         (good[:2], r"do not fit.*\[3, dim\].*\[2, 4\]"),
         (good * [[1], [1], [2]], "not normalised; where: item 3.*got 2"),
+        (good * [[1], [1e-30], [1]], "not normalised; where: item 2.*got 1e-30"),  # not "missing"
         (np.where(good == 1, np.nan, good), "not normalised; where: item 1.*got nan"),
     ]:
         with pytest.raises(DataError, match=message):
