@@ -24,6 +24,10 @@ class DataError(FedDMMRError):
     """A dataset that is missing, unreadable, inconsistent or changed."""
 
 
+class DataWarning(UserWarning):
+    """Data that are taken, but say less than they seem to; the message is one line."""
+
+
 class ModelError(FedDMMRError):
     """Arrays that do not fit the parameter groups: missing, unexpected or misshapen names."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from client_app.columns import clean_numbers
 from client_app.compile import (
     choose_cold,
     publish,
@@ -24,7 +25,6 @@ from client_app.data import open_dataset
 from client_app.tables import (
     check_items,
     clean_interactions,
-    clean_numbers,
     refuse_repeated,
     sort_by_user,
 )
