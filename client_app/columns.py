@@ -154,6 +154,8 @@ def _float_ids(table: pd.DataFrame, column: str, source: str) -> pd.Series:
 
 def _text_ids(table: pd.DataFrame, column: str, source: str) -> pd.Series:
     text = table[column].astype(str).str.strip()
+    control = text.str.contains(r"[\x00-\x1f]")
+    refuse_rows(table, control, "an id with a control character", source, column=column)
     floats = text.str.fullmatch(_WHOLE_FLOAT)
     rounded = text.str.fullmatch(_ROUNDED)
     rounded[floats] = text[floats].map(lambda one: abs(float(one)) >= _EXACT).astype(bool)
@@ -183,8 +185,9 @@ def _finite(
     """int64 if all are whole, else float64; refuses what is no number, or beyond int64."""
     bad = pd.Series(~np.isfinite(numbers.to_numpy(dtype=np.float64)), table.index)
     refuse_rows(table, bad, "not a number", source, column=column, expected=expected)
-    large = (numbers > INT64_MAX) | (numbers < -INT64_MAX)
-    if is_float_dtype(numbers):  # INT64_MAX as a float is 2**63, which does not fit
+    if is_integer_dtype(numbers):
+        large = (numbers > INT64_MAX) | (numbers < -INT64_MAX)
+    else:  # INT64_MAX as a float is 2**63, which does not fit
         large = numbers.astype(np.float64).abs() >= float(2**63)
     refuse_rows(
         table, large, "a number out of range", source, column=column, expected="less than 2**63"

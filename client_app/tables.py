@@ -17,6 +17,7 @@ from client_app.columns import (
 from shared_model.errors import DataError
 
 COLUMNS = ["user_id", "item_id", "timestamp"]
+_ROW_ENDS = r"[\r\0]+"  # Python's csv writer leaves them without quotes
 
 
 def check_interactions(
@@ -84,15 +85,33 @@ def sort_by_user(table: pd.DataFrame, source: str) -> pd.DataFrame:
     return table
 
 
+def refuse_strangers(ids: pd.Series, item_ids: pd.Series, source: str, items_source: str) -> None:
+    """Raise DataError, with both files, if no interaction is with an item of the catalogue."""
+    ids, item_ids = ids.astype(str), item_ids.astype(str)
+    if ids.isin(item_ids).any():
+        return
+    padded = ids.str.lstrip("0").isin(item_ids.str.lstrip("0")).any()
+    raise DataError(
+        "no interaction is with an item of the catalogue",
+        where=f"item_id of {source} and of {items_source}",
+        expected=f"ids as in the catalogue, such as {', '.join(item_ids[:2])}",
+        got=", ".join(ids[:2]),
+        todo="write zeros in front of an id in both files or in neither: 001 is text, not 1"
+        if padded
+        else "take the files that belong together, or the column with the same ids",
+    )
+
+
 def check_items(table: pd.DataFrame, source: str = "items") -> pd.DataFrame:
     """The catalogue with clean, unique ids and a `cold` column of 0 and 1, which is the last one.
 
+    In other columns of text, what would end a row of items.csv early becomes a space.
     Raises DataError for a missing column, a missing, negative or repeated id, or another `cold`.
     """
     require_columns(table, ["item_id"], source)
     if table.empty:
         raise DataError("no items", where=source)
-    table = table.copy()
+    table = table.replace(_ROW_ENDS, " ", regex=True).assign(item_id=table["item_id"])
     table["item_id"] = clean_ids(table, "item_id", source)
     repeated = table.duplicated("item_id")
     refuse_rows(table, repeated, "an item that comes twice", source, column="item_id")

@@ -10,11 +10,14 @@ app = typer.Typer(help="Import, generate, split and describe datasets.", no_args
 
 
 class Format(StrEnum):
-    """Source formats; auto decides by the files that are there."""
+    """Source formats, as docs/data.md has them; auto decides by the names of files."""
 
     auto = "auto"
     movielens = "movielens"
+    recbole = "recbole"
+    jsonl = "jsonl"
     csv = "csv"
+    tsv = "tsv"
     parquet = "parquet"
     folder = "folder"
 
@@ -36,24 +39,40 @@ def import_(
     source: Annotated[Path, typer.Argument(help="Folder or file to import.")],
     output: Output,
     format: Annotated[Format, typer.Option(help="Format of the source.")] = Format.auto,
-    items: Annotated[Path | None, typer.Option(help="CSV of items: item_id, title, ...")] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(
+            help="Items: CSV, TSV, JSON lines (Amazon's meta_*.jsonl), RecBole's .item, MovieLens' "
+            "titles, or a folder with one of them. MovieLens, RecBole and folders bring their own."
+        ),
+    ] = None,
     features: Annotated[
         Path | None,
         typer.Option(
-            help="A .safetensors file (visual, text; rows as in the items file), or a folder with "
+            help="A .safetensors file (visual, text; rows as in the items), or a folder with "
             "visual.npy, text.npy and item_ids.npy. A folder source brings its own."
         ),
     ] = None,
     visual_encoder: Annotated[str, typer.Option(help="What made the visual features.")] = "",
     text_encoder: Annotated[str, typer.Option(help="What made the text features.")] = "",
-    user_column: Annotated[str, typer.Option(help="CSV, parquet: user ids.")] = "user_id",
-    item_column: Annotated[str, typer.Option(help="CSV, parquet: item ids.")] = "item_id",
-    time_column: Annotated[str, typer.Option(help="CSV, parquet: a number.")] = "timestamp",
+    user_column: Annotated[str, typer.Option(help="Column of user ids.")] = "",
+    item_column: Annotated[str, typer.Option(help="Column of item ids.")] = "",
+    time_column: Annotated[str, typer.Option(help="Column of times: numbers or dates.")] = "",
+    rating_column: Annotated[str, typer.Option(help="Column of ratings.")] = "",
+    separator: Annotated[
+        str, typer.Option(help="CSV, TSV: what separates columns, such as ';'.")
+    ] = "",
+    columns: Annotated[
+        str, typer.Option(help="CSV, TSV without a header: user_id,item_id,rating,timestamp.")
+    ] = "",
     min_rating: Annotated[float | None, typer.Option(help="Drop lower ratings.")] = None,
     duplicates: Annotated[
         Duplicates, typer.Option(help="Repeated (user, item) pairs: refuse, or keep one.")
     ] = Duplicates.refuse,
-    sort: Annotated[bool, typer.Option("--sort", help="Sort by time (MovieLens: always).")] = False,
+    sort: Annotated[
+        bool,
+        typer.Option("--sort", help="Sort by time; MovieLens, RecBole and JSON lines always are."),
+    ] = False,
     most_active: Annotated[
         int | None, typer.Option(min=1, help="Only this many users, the most active ones.")
     ] = None,
@@ -69,7 +88,11 @@ def import_(
     seed: Annotated[int, typer.Option(help="Seed of the choice of cold items.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the dataset.")] = "",
 ) -> None:
-    """Import MovieLens, CSV, parquet or a folder, into a dataset that the app can open."""
+    """Import interactions of any known format into a dataset that the app can open.
+
+    Columns that are not named go by their usual names, such as user_id, item_id, timestamp and
+    rating; docs/data.md lists them with every format.
+    """
     from tools.importers import ImportOptions, import_dataset
 
     options = ImportOptions(
@@ -81,6 +104,9 @@ def import_(
         user_column=user_column,
         item_column=item_column,
         time_column=time_column,
+        rating_column=rating_column,
+        separator=separator,
+        columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
         min_rating=min_rating,
         duplicates=duplicates.value,
         sort=sort,

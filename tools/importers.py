@@ -26,12 +26,13 @@ from client_app.tables import (
     check_items,
     clean_interactions,
     refuse_repeated,
+    refuse_strangers,
     sort_by_user,
 )
 from shared_model.errors import DataError
 from tools import filters, readers
 from tools.feature_files import FeatureFiles, align_features, read_features
-from tools.readers import Source
+from tools.source import Layout, Source
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,12 @@ class ImportOptions:
     features: Path | None = None
     visual_encoder: str = ""
     text_encoder: str = ""
-    user_column: str = "user_id"
-    item_column: str = "item_id"
-    time_column: str = "timestamp"
+    user_column: str = ""
+    item_column: str = ""
+    time_column: str = ""
+    rating_column: str = ""
+    separator: str = ""
+    columns: tuple[str, ...] = ()
     min_rating: float | None = None
     duplicates: str = "refuse"
     sort: bool = False
@@ -92,7 +96,7 @@ def split_dataset(dataset: Path, output: Path, num_partitions: int) -> list[dict
             expected=f"1 to {whole.num_users} partitions",
             got=str(num_partitions),
         )
-    source = readers.read_folder(whole.folder, {name: name for name in readers.COLUMNS})
+    source = readers.read_source(whole.folder, "folder", Layout())
     items = readers.read_items(whole.folder / "items.csv")
     users = pd.read_parquet(whole.folder / "arrays" / "user_ids.parquet")["user_id"]
     owner = source.interactions["user_id"].map(pd.Series(users.index % num_partitions, users))
@@ -144,22 +148,15 @@ def core_interactions(table: pd.DataFrame, k: int) -> pd.DataFrame:
 
 def _read(path: Path, options: ImportOptions) -> Source:
     format_ = readers.detect_format(path) if options.format == "auto" else options.format
-    columns = {
-        "user_id": options.user_column,
-        "item_id": options.item_column,
-        "timestamp": options.time_column,
-    }
-    if format_ == "movielens":
-        source = readers.read_movielens(path)
-    elif format_ == "csv":
-        source = readers.read_csv(path, columns)
-    elif format_ == "parquet":
-        source = readers.read_parquet(path, columns)
-    else:
-        source = readers.read_folder(path, columns)
-    if options.items is not None:
-        items = readers.read_items(options.items)
-        source = replace(source, items=items, items_file=str(options.items))
+    layout = Layout(
+        options.user_column,
+        options.item_column,
+        options.time_column,
+        options.rating_column,
+        options.separator,
+        options.columns,
+    )
+    source = readers.read_source(path, format_, layout, options.items)
     if options.features is not None:
         found = read_features(options.features)
         source = replace(
@@ -171,7 +168,9 @@ def _read(path: Path, options: ImportOptions) -> Source:
 def _ratings(source: Source, table: pd.DataFrame) -> pd.Series:
     if "rating" not in source.interactions:
         raise DataError(
-            "no column rating", where=source.interactions_file, todo="drop --min-rating"
+            "no column rating",
+            where=source.interactions_file,
+            todo="drop --min-rating, or name the column with --rating-column",
         )
     return clean_numbers(source.interactions, "rating", source.interactions_file)
 
@@ -182,6 +181,7 @@ def _catalogue(
     """The items that `table` is about, with `cold`, and their features in the same order."""
     ids = pd.DataFrame({"item_id": np.sort(table["item_id"].unique())})
     whole = check_items(ids if source.items is None else source.items, source.items_file)
+    refuse_strangers(ids["item_id"], whole["item_id"], source.interactions_file, source.items_file)
     items = whole[whole["item_id"].astype(str).isin(ids["item_id"].astype(str))]
     items = items.reset_index(drop=True)
     if options.cold_fraction > 0:

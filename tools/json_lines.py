@@ -1,0 +1,99 @@
+"""Read JSON lines: interactions, and catalogues such as the metadata of Amazon Reviews."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from shared_model.errors import DataError
+from tools.delimited import open_source
+from tools.source import NAMES, Interactions, Layout, bare_stem, select, with_item_id
+
+# What describes an item in Amazon's metadata of 2018 and 2023, in the order of the text.
+DESCRIPTION = (
+    *("title", "store", "brand", "categories", "category", "features", "feature", "description"),
+)
+
+
+def read_interactions(path: Path, layout: Layout) -> Interactions:
+    """One object a line, such as a review; only the columns that are needed are kept."""
+    wanted = {name for names in NAMES.values() for name in names} | set(layout.named().values())
+    table = read_json_lines(path, lambda found: {k: found[k] for k in found if k in wanted})
+    return Interactions(bare_stem(path), select(table, layout, path), path, unordered=True)
+
+
+def read_items(path: Path) -> pd.DataFrame:
+    """item_id, title, text (its own, or else what describes the item) and, if it is there, cold."""
+    return with_item_id(read_json_lines(path, _item), path)
+
+
+def read_json_lines(path: Path, keep: Callable[[dict[str, Any]], dict[str, Any]]) -> pd.DataFrame:
+    """What `keep` makes of the object of each line, NaN where it has no such key. DataError."""
+    with open_source(path) as file:
+        rows = [keep(found) for found in _objects(file, path)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names}
+    table = pd.DataFrame(columns)
+    table.index = pd.RangeIndex(1, len(rows) + 1, name="line")
+    return table
+
+
+def joined(value: Any) -> str:
+    """A text, or the texts of a list of whatever depth, as one; nothing of what is missing."""
+    if isinstance(value, list):
+        return ", ".join(part for part in map(joined, value) if part)
+    return "" if value is None else " ".join(str(value).split())
+
+
+def sentences(parts: list[str]) -> str:
+    """Texts one after the other, each with a full stop; empty ones are left out."""
+    return " ".join(
+        part if part.endswith((".", "!", "?")) else f"{part}." for part in parts if part
+    )
+
+
+def _objects(file: Any, path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, 1):
+        try:
+            found = json.loads(
+                line.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number
+            )
+            if b"\\ud" in line.lower():  # an escape may be half a character, which is no text
+                json.dumps(found, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise _bad_line(path, number, str(error)) from error
+        if not isinstance(found, dict):
+            raise _bad_line(path, number, f"{line[:40]!r}")
+        yield found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(
+            f"a key that comes twice among {', '.join(name for name, _ in pairs):.200}"
+        )
+    return found
+
+
+def _no_number(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _bad_line(path: Path, number: int, got: str) -> DataError:
+    return DataError(
+        "not JSON lines",
+        where=f"{path}, line {number}",
+        expected="one JSON object in every line",
+        got=got,
+        todo="convert a JSON list, or Python's notation (metadata of 2014), to JSON lines",
+    )
+
+
+def _item(found: dict[str, Any]) -> dict[str, Any]:
+    ids = {name: found[name] for name in NAMES["item_id"] if name in found}
+    text = joined(found.get("text")) or sentences([joined(found.get(name)) for name in DESCRIPTION])
+    item = ids | {"title": joined(found.get("title")), "text": text}
+    return item | ({"cold": found["cold"]} if "cold" in found else {})
