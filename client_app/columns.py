@@ -35,7 +35,7 @@ def clean_ids(table: pd.DataFrame, column: str, source: str) -> pd.Series:
     refuse_rows(table, _missing(ids), "a missing value", source, column=column)
     if is_integer_dtype(ids):
         refuse_rows(table, ids < 0, "a negative id", source, column=column)
-        return ids.astype(np.int64) if int(ids.max()) <= INT64_MAX else ids.astype(str)
+        return ids.astype(np.int64) if (ids <= INT64_MAX).all() else ids.astype(str)
     if is_float_dtype(ids):
         return _float_ids(table, column, source)
     if not isinstance(ids.dtype, pd.StringDtype):

@@ -32,6 +32,43 @@ class Duplicates(StrEnum):
 
 Output = Annotated[Path, typer.Argument(help="New folder for the dataset; must not exist.")]
 Dataset = Annotated[Path, typer.Argument(help="Folder of an imported dataset.")]
+Items = Annotated[
+    Path | None,
+    typer.Option(
+        help="Items: CSV, TSV, JSON lines (Amazon's meta_*.jsonl), RecBole's .item, MovieLens' "
+        "titles, or a folder with one of them. MovieLens, RecBole and folders bring their own."
+    ),
+]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        help="A .safetensors file (visual, text; rows as in the items), or a folder with "
+        "visual.npy, text.npy and item_ids.npy. A folder source brings its own."
+    ),
+]
+UserColumn = Annotated[str, typer.Option(help="Column of user ids.")]
+ItemColumn = Annotated[str, typer.Option(help="Column of item ids.")]
+TimeColumn = Annotated[str, typer.Option(help="Column of times: numbers or dates.")]
+RatingColumn = Annotated[str, typer.Option(help="Column of ratings.")]
+Separator = Annotated[str, typer.Option(help="CSV, TSV: what separates columns, such as ';'.")]
+Columns = Annotated[
+    str, typer.Option(help="CSV, TSV without a header: user_id,item_id,rating,timestamp.")
+]
+Repeated = Annotated[
+    Duplicates, typer.Option(help="Repeated (user, item) pairs: refuse, or keep one.")
+]
+Sort = Annotated[
+    bool,
+    typer.Option("--sort", help="Sort by time; MovieLens, RecBole and JSON lines always are."),
+]
+MostActive = Annotated[
+    int | None, typer.Option(min=1, help="Only this many users, the most active ones.")
+]
+Last = Annotated[int | None, typer.Option(min=3, help="Only the last N interactions of each user.")]
+KCore = Annotated[int, typer.Option(min=1, help="Interactions that each user and item must have.")]
+ColdFraction = Annotated[
+    float, typer.Option(min=0, max=0.9, help="Share of the items to hold out as cold.")
+]
 
 
 @app.command("import")
@@ -39,59 +76,29 @@ def import_(
     source: Annotated[Path, typer.Argument(help="Folder or file to import.")],
     output: Output,
     format: Annotated[Format, typer.Option(help="Format of the source.")] = Format.auto,
-    items: Annotated[
-        Path | None,
-        typer.Option(
-            help="Items: CSV, TSV, JSON lines (Amazon's meta_*.jsonl), RecBole's .item, MovieLens' "
-            "titles, or a folder with one of them. MovieLens, RecBole and folders bring their own."
-        ),
-    ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option(
-            help="A .safetensors file (visual, text; rows as in the items), or a folder with "
-            "visual.npy, text.npy and item_ids.npy. A folder source brings its own."
-        ),
-    ] = None,
+    items: Items = None,
+    features: Features = None,
     visual_encoder: Annotated[str, typer.Option(help="What made the visual features.")] = "",
     text_encoder: Annotated[str, typer.Option(help="What made the text features.")] = "",
-    user_column: Annotated[str, typer.Option(help="Column of user ids.")] = "",
-    item_column: Annotated[str, typer.Option(help="Column of item ids.")] = "",
-    time_column: Annotated[str, typer.Option(help="Column of times: numbers or dates.")] = "",
-    rating_column: Annotated[str, typer.Option(help="Column of ratings.")] = "",
-    separator: Annotated[
-        str, typer.Option(help="CSV, TSV: what separates columns, such as ';'.")
-    ] = "",
-    columns: Annotated[
-        str, typer.Option(help="CSV, TSV without a header: user_id,item_id,rating,timestamp.")
-    ] = "",
+    user_column: UserColumn = "",
+    item_column: ItemColumn = "",
+    time_column: TimeColumn = "",
+    rating_column: RatingColumn = "",
+    separator: Separator = "",
+    columns: Columns = "",
     min_rating: Annotated[float | None, typer.Option(help="Drop lower ratings.")] = None,
-    duplicates: Annotated[
-        Duplicates, typer.Option(help="Repeated (user, item) pairs: refuse, or keep one.")
-    ] = Duplicates.refuse,
-    sort: Annotated[
-        bool,
-        typer.Option("--sort", help="Sort by time; MovieLens, RecBole and JSON lines always are."),
-    ] = False,
-    most_active: Annotated[
-        int | None, typer.Option(min=1, help="Only this many users, the most active ones.")
-    ] = None,
-    last: Annotated[
-        int | None, typer.Option(min=3, help="Only the last N interactions of each user.")
-    ] = None,
-    k_core: Annotated[
-        int, typer.Option(min=1, help="Interactions that each user and item must have.")
-    ] = 5,
-    cold_fraction: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the items to hold out as cold.")
-    ] = 0.0,
+    duplicates: Repeated = Duplicates.refuse,
+    sort: Sort = False,
+    most_active: MostActive = None,
+    last: Last = None,
+    k_core: KCore = 5,
+    cold_fraction: ColdFraction = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the choice of cold items.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the dataset.")] = "",
 ) -> None:
     """Import interactions of any known format into a dataset that the app can open.
 
-    Columns that are not named go by their usual names, such as user_id, item_id, timestamp and
-    rating; docs/data.md lists them with every format.
+    Columns that are not named go by their usual names, which docs/data.md lists by format.
     """
     from tools.importers import ImportOptions, import_dataset
 

@@ -1,6 +1,7 @@
 """Read JSON lines: interactions, and catalogues such as the metadata of Amazon Reviews."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pandas as pd
 
 from shared_model.errors import DataError
 from tools.delimited import open_source
+from tools.item_texts import joined, sentences
 from tools.source import NAMES, Interactions, Layout, bare_stem, select, with_item_id
 
 # What describes an item in Amazon's metadata of 2018 and 2023, in the order of the text.
@@ -31,27 +33,18 @@ def read_items(path: Path) -> pd.DataFrame:
 
 def read_json_lines(path: Path, keep: Callable[[dict[str, Any]], dict[str, Any]]) -> pd.DataFrame:
     """What `keep` makes of the object of each line, NaN where it has no such key. DataError."""
+    columns: dict[str, list[Any]] = defaultdict(list)
+    number = 0
     with open_source(path) as file:
-        rows = [keep(found) for found in _objects(file, path)]
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names}
-    table = pd.DataFrame(columns)
-    table.index = pd.RangeIndex(1, len(rows) + 1, name="line")
-    return table
-
-
-def joined(value: Any) -> str:
-    """A text, or the texts of a list of whatever depth, as one; nothing of what is missing."""
-    if isinstance(value, list):
-        return ", ".join(part for part in map(joined, value) if part)
-    return "" if value is None else " ".join(str(value).split())
-
-
-def sentences(parts: list[str]) -> str:
-    """Texts one after the other, each with a full stop; empty ones are left out."""
-    return " ".join(
-        part if part.endswith((".", "!", "?")) else f"{part}." for part in parts if part
-    )
+        for number, found in enumerate(_objects(file, path), 1):
+            for name, value in keep(found).items():
+                if isinstance(value, str) and not value.isascii():
+                    _check_text(value, path, number)
+                missing = number - 1 - len(columns[name])
+                columns[name] += [*[None] * missing, value]
+    lines = pd.RangeIndex(1, number + 1, name="line")
+    full = {name: values + [None] * (number - len(values)) for name, values in columns.items()}
+    return pd.DataFrame({name: pd.Series(full[name], lines, object) for name in full}, lines)
 
 
 def _objects(file: Any, path: Path) -> Iterator[dict[str, Any]]:
@@ -60,13 +53,19 @@ def _objects(file: Any, path: Path) -> Iterator[dict[str, Any]]:
             found = json.loads(
                 line.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number
             )
-            if b"\\ud" in line.lower():  # an escape may be half a character, which is no text
-                json.dumps(found, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise _bad_line(path, number, str(error)) from error
         if not isinstance(found, dict):
             raise _bad_line(path, number, f"{line[:40]!r}")
         yield found
+
+
+def _check_text(value: str, path: Path, number: int) -> None:
+    """Raise DataError for half a character, which an escape of JSON may be."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _bad_line(path, number, str(error)) from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

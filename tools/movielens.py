@@ -7,7 +7,7 @@ import pandas as pd
 
 from shared_model.errors import DataError
 from tools.delimited import read_delimited
-from tools.recbole import texts_of
+from tools.item_texts import texts_of
 from tools.source import Interactions, Layout, select, with_item_id
 
 # Each file of ratings and that of its titles.
@@ -60,8 +60,14 @@ def read_items(path: Path) -> pd.DataFrame:
 
 
 def _ratings_file(path: Path) -> Path:
-    candidates = [path] if path.is_file() else [path / name for name in RATINGS]
-    for candidate in candidates:
-        if candidate.is_file() and candidate.name in RATINGS:
-            return candidate
-    raise DataError("no MovieLens ratings", where=str(path), expected=", ".join(RATINGS))
+    files = [path / name for name in RATINGS] if path.is_dir() else [path]
+    found = [file for file in files if file.is_file() and file.name in RATINGS]
+    if len(found) != 1:
+        raise DataError(
+            "which file has the ratings?" if found else "no MovieLens ratings",
+            where=str(path),
+            expected=f"one of {', '.join(RATINGS)}",
+            got=", ".join(file.name for file in found),
+            todo="pass the file itself" if found else "",
+        )
+    return found[0]

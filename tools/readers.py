@@ -111,13 +111,20 @@ def detect_format(path: Path) -> str:
 
 
 def _format_of_folder(path: Path) -> str:
-    if (path / "interactions.parquet").is_file():
-        return "folder"
-    if any((path / name).is_file() for name in movielens.RATINGS):
-        return "movielens"
-    if any(path.glob("*.inter")):
-        return "recbole"
-    raise _unknown_format(path)
+    names = {file.name for file in path.iterdir() if file.is_file()}
+    signs = {
+        "folder": "interactions.parquet" in names,
+        "movielens": not names.isdisjoint(movielens.RATINGS),
+        "recbole": any(name.endswith(".inter") for name in names),
+    }
+    found = [format_ for format_, is_there in signs.items() if is_there]
+    if len(found) > 1:
+        raise DataError(
+            "which format?", where=str(path), got=" and ".join(found), todo="pass --format"
+        )
+    if not found:
+        raise _unknown_format(path)
+    return found[0]
 
 
 def _unknown_format(path: Path) -> DataError:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from shared_model.errors import DataError
 from tools.delimited import read_delimited
-from tools.json_lines import sentences
+from tools.item_texts import texts_of
 from tools.source import Interactions, Layout, check_names, select, with_item_id
 
 TEXTS = ("token", "token_seq")
@@ -44,12 +44,6 @@ def read_items(path: Path) -> pd.DataFrame:
         words.sort(key=lambda name: name != "title")
         table["text"] = texts_of(table, words)
     return table
-
-
-def texts_of(table: pd.DataFrame, columns: list[str]) -> list[str]:
-    """One text for each row, of the columns in this order; missing ones are left out."""
-    rows = table[columns].fillna("").itertuples(index=False, name=None)
-    return [sentences([str(value).strip() for value in row]) for row in rows]
 
 
 def _typed(path: Path) -> pd.DataFrame:

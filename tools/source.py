@@ -101,8 +101,8 @@ def check_names(names: list[str], path: Path) -> None:
 
 
 def bare_suffix(path: Path) -> str:
-    """The suffix of a file, without the .gz of a packed one."""
-    return Path(path.name.removesuffix(".gz")).suffix
+    """The suffix of a file in small letters, without the .gz of a packed one."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 def bare_stem(path: Path) -> str:
