@@ -22,7 +22,10 @@ _EXACT = 2**53  # from here on a float64 may stand for several integers
 _INTEGER = r"-?(?:0|[1-9][0-9]*)"  # "007" is text: as an integer it would lose its zeros
 _WHOLE_FLOAT = rf"^({_INTEGER})\.0+$"
 _ROUNDED = r"-?[0-9](?:\.[0-9]+)?[eE]\+[0-9]+"  # as spreadsheets and floats write long numbers
-_ISO_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ].*)?"
+_ISO_DATE = (
+    r"^([0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?) ?(Z|UTC|[+-][0-9]{2}:?[0-9]{2})?)?$"
+)
 
 
 def clean_ids(table: pd.DataFrame, column: str, source: str) -> pd.Series:
@@ -52,8 +55,9 @@ def id_text(text: str) -> str:
 
 def to_numbers(values: pd.Series) -> pd.Series:
     """Numbers of any real type; NaN for what is none."""
-    real = is_integer_dtype(values) or is_float_dtype(values)
-    return pd.to_numeric(values if real else values.astype(str), errors="coerce")
+    if is_integer_dtype(values) or is_float_dtype(values):
+        return values
+    return pd.to_numeric(values.astype(str), errors="coerce")
 
 
 def clean_numbers(table: pd.DataFrame, column: str, source: str) -> pd.Series:
@@ -81,9 +85,7 @@ def clean_times(table: pd.DataFrame, column: str, source: str) -> pd.Series:
     if not numbers.isna().all():
         expected = "a finite number, or an ISO date in every row"
         return _finite(table, column, numbers, source, expected)
-    text = values.astype(str).str.strip()
-    text = text.where(text.str.fullmatch(_ISO_DATE))
-    dates = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
+    dates = _iso_dates(values.astype(str).str.strip())
     refuse_rows(
         table,
         dates.isna(),
@@ -156,9 +158,8 @@ def _text_ids(table: pd.DataFrame, column: str, source: str) -> pd.Series:
     text = table[column].astype(str).str.strip()
     control = text.str.contains(r"[\x00-\x1f]")
     refuse_rows(table, control, "an id with a control character", source, column=column)
-    floats = text.str.fullmatch(_WHOLE_FLOAT)
-    rounded = text.str.fullmatch(_ROUNDED)
-    rounded[floats] = text[floats].map(lambda one: abs(float(one)) >= _EXACT).astype(bool)
+    floats = text.where(text.str.fullmatch(_WHOLE_FLOAT), "0").astype(np.float64)
+    rounded = text.str.fullmatch(_ROUNDED) | (floats.abs() >= _EXACT)
     _refuse_rounded(table, rounded, column, source)
     text = text.str.replace(_WHOLE_FLOAT, r"\1", regex=True)
     integers = text.str.fullmatch(_INTEGER)
@@ -209,6 +210,15 @@ def _warn_of_rounding(numbers: pd.Series, where: str) -> None:
             DataWarning,
             stacklevel=2,
         )
+
+
+def _iso_dates(text: pd.Series) -> pd.Series:
+    """ISO dates in UTC, which is also the zone of those that name none; NaT for what is no date."""
+    parts = text.str.extract(_ISO_DATE)
+    # Pandas 2.2 gives a date without a zone the zone of the date before it, so each gets its own.
+    zones = parts[2].fillna("Z").replace("UTC", "Z")
+    iso = parts[0] + "T" + parts[1].fillna("00:00") + zones
+    return pd.to_datetime(iso, format="ISO8601", utc=True, errors="coerce")
 
 
 def _seconds(dates: pd.Series, where: str) -> pd.Series:

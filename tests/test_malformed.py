@@ -221,10 +221,12 @@ def test_typed_ids_are_read_as_those_of_a_file(make_dataset: MakeDataset) -> Non
 def test_texts_with_odd_line_ends_stay_one_row(tmp_path: Path) -> None:
     """Python's csv writer does not quote a carriage return, and its reader ends a row there."""
     source, file = write_pair(tmp_path, [1, 2, 3], [])
-    file.write_bytes(b'item_id,title\n1,"a\rb"\n2,"c\r\nd"\n3,"e\0f"\n')
+    file.write_bytes(b'item_id,title\n1,"a\rb"\n2,"c\r\nd"\n3,e\n')
     import_dataset(source, tmp_path / "out", ImportOptions(k_core=1, items=file))
     dataset = open_dataset(tmp_path / "out")
-    assert Catalogue(dataset).titles[1:] == ["a b", "c \nd", "e f"]
+    assert Catalogue(dataset).titles[1:] == ["a b", "c \nd", "e"]
+    texts = pd.DataFrame({"item_id": [1, 2], "title": ["e\0f", "g\r\rh"]})
+    assert check_items(texts)["title"].tolist() == ["e f", "g h"]
     with pytest.raises(DataError, match="control character"):
         check_items(pd.DataFrame({"item_id": ["a\rb"]}))
 
