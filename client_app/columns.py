@@ -225,10 +225,11 @@ def _seconds(dates: pd.Series, where: str) -> pd.Series:
     """Seconds since 1970-01-01 UTC of dates that are UTC: int64 if all are whole, else float64."""
     exact = dates.dt.tz_convert(None).to_numpy()
     whole = exact.astype("datetime64[s]")
-    if (exact.astype("datetime64[us]") != exact).any():
+    if (whole == exact).all():
+        return pd.Series(whole.astype(np.int64), dates.index)
+    rest = exact - whole
+    if (rest % np.timedelta64(1, "us") != np.timedelta64(0)).any():
         warnings.warn(
             f"{where}: what is finer than a microsecond is lost", DataWarning, stacklevel=2
         )
-    if (whole == exact).all():
-        return pd.Series(whole.astype(np.int64), dates.index)
-    return pd.Series(exact.astype("datetime64[us]").astype(np.int64) / 1e6, dates.index)
+    return pd.Series(whole.astype(np.int64) + rest / np.timedelta64(1, "s"), dates.index)

@@ -109,6 +109,7 @@ ZONE = dt.timezone(dt.timedelta(hours=2))
         (pd.Series(["2001-01-01"]).astype("datetime64[ms, Asia/Tokyo]"), [MIDNIGHT - 9 * 3600]),
         (pd.Series([dt.date(2001, 1, 1), dt.date(1969, 12, 31)]), [MIDNIGHT, -86400]),
         (pd.Series([dt.datetime(2001, 1, 1, 2, tzinfo=ZONE)], dtype=object), [MIDNIGHT]),
+        (pd.Series([2**40], dtype="datetime64[s]"), [2**40]),
         (pd.Series(["1969-12-31T23:59:59.5"]).astype("datetime64[ns]"), [-0.5]),
         (["5", "-3", "1e3", "2.0"], [5, -3, 1000, 2]),
         ([BIG + 1, BIG], [BIG + 1, BIG]),
@@ -163,7 +164,7 @@ def test_numbers_are_never_cast_out_of_range() -> None:
         (np.array([1_300_000_000, 5], np.float32), "are 128 apart"),
         (np.array([1.6e18, 1.0]), "float64 numbers near 16.* are 256 apart"),
         (["1600000000000000001", "0.5"], "are 256 apart"),
-        (pd.Series([pd.Timestamp(1)]).astype("datetime64[ns]"), "finer than a microsecond"),
+        (pd.Series([pd.Timestamp(1001)]).astype("datetime64[ns]"), "finer than a microsecond"),
     ],
 )
 def test_lost_resolution_is_said(values: Any, message: str) -> None:

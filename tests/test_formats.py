@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from client_app.data import Dataset, history_digest, open_dataset
-from shared_model.errors import ConfigError
+from shared_model.errors import ConfigError, DataError
 from tools.importers import ImportOptions, import_dataset
 from tools.readers import detect_format, read_items, read_source
 from tools.source import Layout
@@ -251,6 +251,24 @@ def test_files_of_movielens_are_catalogues(tmp_path: Path) -> None:
         assert catalogue(tmp_path / folder / file)[0] == expected
         assert catalogue(tmp_path / folder)[0] == expected
     assert catalogue(tmp_path / "b")[1]["text"] == "X."
+
+
+def test_other_items_take_the_place_of_movielens_own(tmp_path: Path) -> None:
+    write(tmp_path / "ratings.dat", joined(ROWS, "::"))
+    items = write(tmp_path / "items.csv", ["item_id,title", "10,a", "2,b", "30,c"])
+    found = read_source(tmp_path, "movielens", LAYOUT, items)
+    assert found.items is not None
+    assert found.items["title"].tolist() == ["a", "b", "c"]
+
+
+def test_a_folder_of_two_formats_is_unclear(tmp_path: Path) -> None:
+    write(tmp_path / "ratings.dat", joined(ROWS, "::"))
+    write(tmp_path / "ratings.csv", [HEADER, *joined(ROWS, ",")])
+    with pytest.raises(DataError, match=r"which file has the ratings.*ratings\.dat, ratings\.csv"):
+        read_source(tmp_path, detect_format(tmp_path), LAYOUT)
+    inter(tmp_path, ROWS)
+    with pytest.raises(DataError, match=r"which format.*movielens and recbole"):
+        detect_format(tmp_path)
 
 
 def test_a_csv_beside_movielens_is_what_it_is_named(tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ WRONG = [
     ("a.inter", INTER[:-1] + b"\titem_id:token\n", [], "twice.*'item_id:token'"),
     ("a.inter", INTER[:-1] + b"\titem_id:float\n", [], "twice.*'item_id'"),
     ("a.jsonl", b"", [], "no column user_id"),
+    (
+        "a.jsonl",
+        b'{"user_id": 1, "it": 2, "at": 3}\n',
+        [],
+        "no column item_id.*got user_id, at, it;",
+    ),
+    ("a.jsonl", review(), ["--time-column", "when"], "no column when; .*got user_id, parent_asin"),
     ("a.jsonl", b"[" + review() + b"]", [], "not JSON lines.*line 1"),
     ("a.jsonl", b"[1]\n", [], "not JSON lines.*line 1"),
     ("a.jsonl", review() + b"{'user_id': 'u'}\n", [], "not JSON lines.*line 2.*Python's notation"),

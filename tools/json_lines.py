@@ -22,8 +22,14 @@ DESCRIPTION = (
 def read_interactions(path: Path, layout: Layout) -> Interactions:
     """One object a line, such as a review; only the columns that are needed are kept."""
     wanted = {name for names in NAMES.values() for name in names} | set(layout.named().values())
-    table = read_json_lines(path, lambda found: {k: found[k] for k in found if k in wanted})
-    return Interactions(bare_stem(path), select(table, layout, path), path, unordered=True)
+    others: set[str] = set()  # of the first object, for the message about a missing column
+
+    def keep(found: dict[str, Any]) -> dict[str, Any]:
+        others.update(() if others else found.keys() - wanted)
+        return {name: value for name, value in found.items() if name in wanted}
+
+    table = select(read_json_lines(path, keep), layout, path, sorted(others))
+    return Interactions(bare_stem(path), table, path, unordered=True)
 
 
 def read_items(path: Path) -> pd.DataFrame:

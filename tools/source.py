@@ -3,6 +3,7 @@
 Every table's index is the line (or row) of its file, and says so in its name, for the messages.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,13 @@ class Source:
     unordered: bool = False  # as in Interactions
 
 
-def select(table: pd.DataFrame, layout: Layout, path: Path) -> pd.DataFrame:
-    """user_id, item_id, timestamp and, if it is there or was named, rating. Raises DataError."""
+def select(
+    table: pd.DataFrame, layout: Layout, path: Path, others: Iterable[str] = ()
+) -> pd.DataFrame:
+    """user_id, item_id, timestamp and, if it is there or was named, rating.
+
+    Raises DataError for a missing column, with those that are there, `others` of the file included.
+    """
     named, chosen = layout.named(), {}
     for role, names in NAMES.items():
         wanted = (named[role],) if role in named else names
@@ -79,7 +85,7 @@ def select(table: pd.DataFrame, layout: Layout, path: Path) -> pd.DataFrame:
         if found is not None:
             chosen[role] = table[found]
         elif role != "rating" or role in named:
-            raise _no_column(table, wanted, OPTIONS[role], path)
+            raise _no_column([*table.columns, *others], wanted, OPTIONS[role], path)
     return pd.DataFrame(chosen)
 
 
@@ -88,7 +94,7 @@ def with_item_id(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     names = NAMES["item_id"]
     found = next((name for name in names if name in table), None)
     if found is None:
-        raise _no_column(table, names, "", path)
+        raise _no_column(list(table.columns), names, "", path)
     return table.rename(columns={found: "item_id"})
 
 
@@ -110,16 +116,15 @@ def bare_stem(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).stem
 
 
-def _no_column(table: pd.DataFrame, names: tuple[str, ...], option: str, path: Path) -> DataError:
-    columns = [str(column) for column in table.columns]
-    more = f" and {len(columns) - 20} more" if len(columns) > 20 else ""
+def _no_column(found: list[Any], names: tuple[str, ...], option: str, path: Path) -> DataError:
+    more = f" and {len(found) - 20} more" if len(found) > 20 else ""
     todo = f"name it with {option}" if option else ""
-    if option and path.suffix != ".parquet":
-        todo += "; a file without a header needs --columns, one without commas --separator"
+    if option and bare_suffix(path) in (".csv", ".tsv"):
+        todo += "; a file without a header needs --columns, other separators need --separator"
     return DataError(
         f"no column {names[0]}",
         where=str(path),
         expected=" or ".join(names),
-        got=", ".join(columns[:20]) + more,
+        got=", ".join(map(str, found[:20])) + more,
         todo=todo,
     )
