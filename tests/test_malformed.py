@@ -249,3 +249,21 @@ def test_rows_of_a_catalogue_keep_ids_that_look_like_numbers(tmp_path: Path) -> 
     some = open_dataset(some_users(tmp_path / "out", tmp_path / "some", 1))
     assert Catalogue(some).ids == Catalogue(open_dataset(tmp_path / "out")).ids
     assert np.array_equal(some.items, open_dataset(tmp_path / "out").items)
+
+
+def test_the_command_takes_a_file_without_a_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ratings_A.csv").write_text("u;a;5;1\nu;b;4;2\nu;c;1;3\nu;d;3;4\n")
+    arguments = [
+        *("data", "import", tmp_path / "ratings_A.csv", tmp_path / "out", "--k-core", 1),
+        *("--separator", ";", "--columns", "user_id, what, stars, timestamp"),
+        *("--item-column", "what", "--rating-column", "stars", "--min-rating", 2),
+    ]
+    monkeypatch.setattr(sys, "argv", ["feddmmr", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0, capsys.readouterr().err
+    table = pd.read_parquet(tmp_path / "out" / "interactions.parquet")
+    assert table["item_id"].tolist() == ["a", "b", "d"]
+    assert table["timestamp"].tolist() == [1, 2, 4]
