@@ -16,6 +16,7 @@ from shared_model.config import Value
 from shared_model.fingerprint import file_sha256
 from tools import readers
 from tools.analysis import squeeze
+from tools.source import Layout
 
 Changes = Mapping[str, Value]  # run-config keys
 
@@ -82,12 +83,11 @@ def squeezed_dataset(dataset: Dataset, work: Path) -> Path:
     source = file_sha256(dataset.folder / "dataset.json")[:12]
     folder = work / f"dataset-squeezed-{SQUEEZED}-{source}"
     if not folder.is_dir():
-        read = readers.read_folder(dataset.folder, {name: name for name in readers.COLUMNS})
+        read = readers.read_source(dataset.folder, "folder", Layout())
         features = {
             kind: squeeze(unit_rows(array), SQUEEZED).astype(np.float16)
             for kind, array in read.features.items()
         }
-        items = readers.read_items(dataset.folder / "items.csv")
         items = readers.read_items(dataset.folder / "items.csv")
         name = dataset.info["name"]
         write_dataset(folder, read.interactions, items, features, name, read.encoders)

@@ -10,6 +10,7 @@ from client_app.compile import write_dataset
 from client_app.data import open_dataset
 from shared_model.errors import DataError
 from shared_model.seeds import rng, stable_hash
+from tools.readers import read_items
 
 _LENGTHS = (10, 31)  # interactions of a made-up user, the last number excluded
 
@@ -23,7 +24,7 @@ def some_users(source: Path, folder: Path, users: int) -> Path:
     hashes = [stable_hash("some users", str(user)) for user in ids]
     order = np.argsort(np.array(hashes, dtype=np.uint64), kind="stable")
     chosen = table[table["user_id"].isin(ids[order[:users]])]
-    items = pd.read_csv(source / "items.csv")[["item_id", "cold"]]
+    items = read_items(source / "items.csv")[["item_id", "cold"]]
     file = source / "features.safetensors"
     features = load_file(file) if file.is_file() else None
     write_dataset(folder, chosen, items, features, f"{open_dataset(source).info['name']}-{users}")

@@ -1,8 +1,4 @@
-"""Checks of tables before they are compiled: every fault is named with the row that has it.
-
-A table's index says where its rows came from: an importer sets it to the lines of the file and
-calls it "line", so that a message can say "ratings.csv, line 17".
-"""
+"""Checks of tables before they are compiled: every fault is named with the row that has it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +7,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from client_app.columns import (
+    clean_ids,
+    clean_times,
+    refuse_rows,
+    require_columns,
+    to_numbers,
+)
 from shared_model.errors import DataError
 
 COLUMNS = ["user_id", "item_id", "timestamp"]
-PLAIN_INTEGER = r"-?(?:0|[1-9][0-9]{0,17})"  # fits int64; "007" is text, it would lose its zeros
+_ROW_ENDS = r"[\r\0]+"  # Python's csv writer leaves them without quotes
 
 
 def check_interactions(
@@ -30,7 +33,7 @@ def check_interactions(
     if table["item_id"].dtype != item_ids.dtype:
         table = table.assign(item_id=table["item_id"].astype(str))
         item_ids = item_ids.astype(str)
-    _refuse_rows(
+    refuse_rows(
         table,
         ~table["item_id"].isin(item_ids),
         "unknown item",
@@ -44,19 +47,19 @@ def check_interactions(
 
 def clean_interactions(table: pd.DataFrame, source: str) -> pd.DataFrame:
     """Columns and values checked one by one; the order of the rows is left as it is."""
-    _require_columns(table, COLUMNS, source)
+    require_columns(table, COLUMNS, source)
     if table.empty:
         raise DataError("no interactions", where=source)
     table = table[COLUMNS].copy()
     for column in ("user_id", "item_id"):
         table[column] = clean_ids(table, column, source)
-    table["timestamp"] = clean_numbers(table, "timestamp", source)
+    table["timestamp"] = clean_times(table, "timestamp", source)
     return table
 
 
 def refuse_repeated(table: pd.DataFrame, source: str) -> None:
     """Raise DataError if a user has an item twice: it would be a target that was seen."""
-    _refuse_rows(
+    refuse_rows(
         table,
         table.duplicated(["user_id", "item_id"]),
         "a repeated (user, item) pair",
@@ -69,10 +72,11 @@ def refuse_repeated(table: pd.DataFrame, source: str) -> None:
 def sort_by_user(table: pd.DataFrame, source: str) -> pd.DataFrame:
     """Bring users together, each in the order of its rows, which must be in time order."""
     table = table.sort_values("user_id", kind="stable")
-    earlier = (table["timestamp"].diff() < 0) & (table["user_id"] == table["user_id"].shift())
-    _refuse_rows(
+    users, times = table["user_id"].to_numpy(), table["timestamp"].to_numpy()
+    earlier = (users[1:] == users[:-1]) & (times[1:] < times[:-1])
+    refuse_rows(
         table,
-        earlier,
+        pd.Series(np.append(False, earlier), table.index),
         "a user's interactions are out of time order",
         source,
         column="timestamp",
@@ -81,22 +85,41 @@ def sort_by_user(table: pd.DataFrame, source: str) -> pd.DataFrame:
     return table
 
 
+def refuse_strangers(ids: pd.Series, item_ids: pd.Series, source: str, items_source: str) -> None:
+    """Raise DataError, with both files, if no interaction is with an item of the catalogue."""
+    ids, item_ids = ids.astype(str), item_ids.astype(str)
+    if ids.isin(item_ids).any():
+        return
+    padded = ids.str.lstrip("0").isin(item_ids.str.lstrip("0")).any()
+    raise DataError(
+        "no interaction is with an item of the catalogue",
+        where=f"item_id of {source} and of {items_source}",
+        expected=f"ids as in the catalogue, such as {', '.join(item_ids[:2])}",
+        got=", ".join(ids[:2]),
+        todo="write zeros in front of an id in both files or in neither: 001 is text, not 1"
+        if padded
+        else "take the files that belong together, or the column with the same ids",
+    )
+
+
 def check_items(table: pd.DataFrame, source: str = "items") -> pd.DataFrame:
     """The catalogue with clean, unique ids and a `cold` column of 0 and 1, which is the last one.
 
+    In other columns of text, what would end a row of items.csv early becomes a space.
     Raises DataError for a missing column, a missing, negative or repeated id, or another `cold`.
     """
-    _require_columns(table, ["item_id"], source)
+    require_columns(table, ["item_id"], source)
     if table.empty:
         raise DataError("no items", where=source)
-    table = table.copy()
+    table = table.replace(_ROW_ENDS, " ", regex=True).assign(item_id=table["item_id"])
     table["item_id"] = clean_ids(table, "item_id", source)
     repeated = table.duplicated("item_id")
-    _refuse_rows(table, repeated, "an item that comes twice", source, column="item_id")
+    refuse_rows(table, repeated, "an item that comes twice", source, column="item_id")
     cold = table.pop("cold") if "cold" in table else pd.Series(0, index=table.index)
-    table["cold"] = pd.to_numeric(cold, errors="coerce").fillna(-1).astype(np.int64)
+    table["cold"] = to_numbers(cold)
     bad = ~table["cold"].isin([0, 1])
-    _refuse_rows(table, bad, "bad value", source, column="cold", expected="0 or 1")
+    refuse_rows(table.assign(cold=cold), bad, "bad value", source, column="cold", expected="0 or 1")
+    table["cold"] = table["cold"].astype(np.int64)
     return table.reset_index(drop=True)
 
 
@@ -128,71 +151,3 @@ def check_features(features: Mapping[str, npt.NDArray[Any]], num_items: int) -> 
             )
         checked[kind] = np.ascontiguousarray(array, dtype=np.float16)
     return checked
-
-
-def clean_ids(table: pd.DataFrame, column: str, source: str) -> pd.Series:
-    """Ids as int64 if every one is a plain integer, else as text. Raises DataError."""
-    ids = table[column]
-    text = ids.astype(str).str.strip()
-    _refuse_rows(table, _missing(ids), "a missing value", source, column=column)
-    if pd.api.types.is_float_dtype(ids):
-        _refuse_rows(table, ids % 1 != 0, "an id that is no whole number", source, column=column)
-        ids = ids.astype(np.int64)
-        text = ids.astype(str)
-    if not pd.api.types.is_integer_dtype(ids) and not text.str.fullmatch(PLAIN_INTEGER).all():
-        return text
-    numbers = text.astype(np.int64)
-    _refuse_rows(table, numbers < 0, "a negative id", source, column=column)
-    return numbers
-
-
-def clean_numbers(table: pd.DataFrame, column: str, source: str) -> pd.Series:
-    """A column as finite numbers: int64 if all are whole, else float64. Raises DataError."""
-    values = table[column]
-    _refuse_rows(table, _missing(values), "a missing value", source, column=column)
-    numbers = pd.to_numeric(values, errors="coerce")
-    bad = ~numbers.between(-np.inf, np.inf, inclusive="neither")
-    _refuse_rows(table, bad, "not a number", source, column=column, expected="a finite number")
-    if pd.api.types.is_float_dtype(numbers) and (numbers % 1 == 0).all():
-        return numbers.astype(np.int64)
-    return numbers
-
-
-def _missing(values: pd.Series) -> "pd.Series[bool]":
-    return values.isna() | values.astype(str).str.strip().str.lower().isin(["", "nan"])
-
-
-def _require_columns(table: pd.DataFrame, columns: list[str], source: str) -> None:
-    if lost := [column for column in columns if column not in table]:
-        raise DataError(
-            f"no column {', '.join(lost)}",
-            where=source,
-            expected=", ".join(columns),
-            got=", ".join(map(str, table.columns)),
-        )
-
-
-def _refuse_rows(
-    table: pd.DataFrame,
-    bad: "pd.Series[bool]",
-    what: str,
-    source: str,
-    *,
-    column: str,
-    expected: str = "",
-    todo: str = "",
-) -> None:
-    """Raise DataError that names the first of the bad rows, if there is one."""
-    places = np.flatnonzero(bad.to_numpy(dtype=bool))
-    if len(places) == 0:
-        return
-    place = places[0]
-    label = f"{source}, {table.index.name or 'row'} {table.index[place]}"
-    more = f" (and {len(places) - 1} more such rows)" if len(places) > 1 else ""
-    raise DataError(
-        what,
-        where=f"{label}, column {column}",
-        expected=expected,
-        got=f"{table[column].iloc[place]!s}{more}",
-        todo=todo,
-    )

@@ -4,7 +4,8 @@
 class FedDMMRError(Exception):
     """Root of every error that data, configuration, disk or a peer can cause.
 
-    The message is one line, so that it survives logs, Ray and exit codes whole.
+    The message is one line, so that it survives logs, Ray and exit codes whole; what a terminal
+    would obey instead of showing it, from a file or a peer, is written as an escape.
     """
 
     def __init__(
@@ -13,7 +14,8 @@ class FedDMMRError(Exception):
         self.what, self.expected = what, expected
         labelled = [("where: ", where), ("expected ", expected), ("got ", got), ("do: ", todo)]
         parts = [what] + [label + text for label, text in labelled if text]
-        super().__init__(" ".join("; ".join(parts).split()))
+        line = " ".join("; ".join(parts).split())
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 class ConfigError(FedDMMRError):
@@ -22,6 +24,10 @@ class ConfigError(FedDMMRError):
 
 class DataError(FedDMMRError):
     """A dataset that is missing, unreadable, inconsistent or changed."""
+
+
+class DataWarning(UserWarning):
+    """Data that are taken, but say less than they seem to; the message is one line."""
 
 
 class ModelError(FedDMMRError):

@@ -135,8 +135,23 @@ TIMES = st.sampled_from(["0", "1", "2", "3.5", "1e9", "-7", "", "inf", "nan", "x
 HEADER = ["user_id", "item_id", "timestamp"]
 
 
+def in_json(rows: list[list[str]]) -> str:
+    """Lines with a value of an odd type now and then."""
+    odd = {"": None, "nan": [1], "3.5": 3.5, "7": 7, "x": True}
+    lines = []
+    for row in rows:
+        values = [odd.get(cell, cell) for cell in row]
+        lines.append(json.dumps(dict(zip(HEADER, values, strict=True))))
+    return "\n".join(lines)
+
+
+def quoted(rows: list[list[str]]) -> str:
+    cells = [['"' + cell.replace('"', '""') + '"' for cell in row] for row in rows]
+    return "\n".join(map(",".join, cells))
+
+
 @st.composite
-def sources(draw: st.DrawFn) -> bytes:
+def sources(draw: st.DrawFn, name: str) -> bytes:
     """An interactions file: mostly sound rows, some strange ones, now and then any bytes."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=80))
@@ -148,25 +163,43 @@ def sources(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         strange = list(draw(st.tuples(IDS, IDS, TIMES)))
         rows.insert(draw(st.integers(0, len(rows))), strange)
-    rows.insert(0, draw(st.sampled_from([HEADER] * 8 + [HEADER[:2]])))
-    lines = [",".join(row) for row in rows] if draw(st.booleans()) else None
-    if lines is None:
-        quoted = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
-        lines = quoted
-    content = "\n".join(lines).encode("utf-8", "surrogatepass")
+    header = draw(st.sampled_from([HEADER] * 8 + [HEADER[:2]]))
+    if name == "a.inter":
+        header = [f"{column}:token" for column in header]
+    if name == "a.jsonl":
+        text = in_json(rows)
+    elif name == "b.csv":
+        text = quoted([header, *rows])
+    else:
+        text = "\n".join(map(("," if name == "a.csv" else "\t").join, [header, *rows]))
+    content = text.encode("utf-8", "surrogatepass")
     return (
         content[: draw(st.integers(0, len(content)))] if draw(st.integers(0, 9)) == 0 else content
     )
 
 
-def test_imported_sources(tmp_path: Path) -> None:
+def items_of(name: str, content: bytes) -> list[str]:
+    """What the second column or `item_id` of each row is, read by the standard library."""
+    lines = content.decode("utf-8", "replace").splitlines()
+    if name == "a.jsonl":
+        return [str(json.loads(line).get("item_id")) for line in lines]
+    kinds = {"quoting": csv.QUOTE_MINIMAL} if "csv" in name else {"quoting": csv.QUOTE_NONE}
+    rows = list(csv.reader(lines, delimiter="," if "csv" in name else "\t", **kinds))
+    return [row[1] for row in rows[1:]]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "b.csv", "a.tsv", "a.inter", "a.jsonl"])
+def test_imported_sources(tmp_path: Path, name: str) -> None:
     """Wrong: a dataset that does not open, or has an interaction that the source has not."""
     seen: Counter[str] = Counter()
-    source, output = tmp_path / "source.csv", tmp_path / "dataset"
+    source, output = tmp_path / name, tmp_path / "dataset"
 
-    @cases(300)
+    @cases(60)
     @given(
-        sources(), st.sampled_from(["refuse", "first", "last"]), st.booleans(), st.integers(1, 2)
+        sources(name),
+        st.sampled_from(["refuse", "first", "last"]),
+        st.booleans(),
+        st.integers(1, 2),
     )
     def check(content: bytes, duplicates: str, sort: bool, k_core: int) -> None:
         source.write_bytes(content)
@@ -177,14 +210,14 @@ def test_imported_sources(tmp_path: Path) -> None:
             assert not output.exists()
             return
         dataset = open_dataset(output)
-        rows = list(csv.reader(content.decode("utf-8", "replace").splitlines()))
-        assert 3 <= len(dataset.items) <= len(rows) - 1
-        assert dataset.num_items <= len({row[1].strip() for row in rows[1:]})
+        items = items_of(name, content)
+        assert 3 <= len(dataset.items) <= len(items)
+        assert dataset.num_items <= len({item.strip() for item in items})
         shutil.rmtree(output)
 
     check()
-    assert_both(seen)
-    assert {path.name for path in tmp_path.iterdir()} == {"source.csv"}  # no half of a dataset
+    assert_both(seen, 5)
+    assert {path.name for path in tmp_path.iterdir()} == {name}  # no half of a dataset
 
 
 def test_rows_with_more_fields_than_the_header_are_refused(tmp_path: Path) -> None:

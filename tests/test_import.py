@@ -98,6 +98,7 @@ def test_movielens_formats_give_the_same_dataset(
         "item_id",
         "title",
         "genres",
+        "text",
         "popularity_bucket",
         "cold",
     ]

@@ -1,13 +1,16 @@
 """The command `feddmmr`: each command module registers itself here, heavy imports wait for a call.
 
-Every error that a user can cause is one line on stderr, `error: ...`, and exit code 1.
+Every error that a user can cause is one line on stderr, `error: ...`, and exit code 1; what is
+odd about data that are taken is one line as well, `warning: ...`.
 """
 
 import sys
+import warnings
+from typing import Any
 
 import typer
 
-from shared_model.errors import FedDMMRError
+from shared_model.errors import DataWarning, FedDMMRError
 from tools import (
     audit_command,
     baseline_command,
@@ -39,11 +42,24 @@ app.add_typer(runs_command.app, name="runs")
 
 def main() -> None:
     """Run the command line; the exit code is 0 only if the command did what it says."""
-    try:
-        app()
-    except (FedDMMRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            app()
+        except (FedDMMRError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """One line about data; any other warning as Python shows it, with its place in the code."""
+    about_data = issubclass(category, DataWarning)
+    line = (
+        f"warning: {message}\n"
+        if about_data
+        else warnings.formatwarning(message, category, *where[:2])
+    )
+    print(line, end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

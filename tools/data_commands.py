@@ -10,11 +10,14 @@ app = typer.Typer(help="Import, generate, split and describe datasets.", no_args
 
 
 class Format(StrEnum):
-    """Source formats; auto decides by the files that are there."""
+    """Source formats, as docs/data.md has them; auto decides by the names of files."""
 
     auto = "auto"
     movielens = "movielens"
+    recbole = "recbole"
+    jsonl = "jsonl"
     csv = "csv"
+    tsv = "tsv"
     parquet = "parquet"
     folder = "folder"
 
@@ -43,6 +46,57 @@ class NewItems(StrEnum):
 
 Output = Annotated[Path, typer.Argument(help="New folder for the dataset; must not exist.")]
 Dataset = Annotated[Path, typer.Argument(help="Folder of an imported dataset.")]
+Items = Annotated[
+    Path | None,
+    typer.Option(
+        help="Items: CSV, TSV, JSON lines (Amazon's meta_*.jsonl), RecBole's .item, MovieLens' "
+        "titles, or a folder with one of them. MovieLens, RecBole and folders bring their own."
+    ),
+]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        help="A .safetensors file (visual, text; rows as in the items), or a folder with "
+        "visual.npy, text.npy and item_ids.npy. A folder source brings its own."
+    ),
+]
+UserColumn = Annotated[str, typer.Option(help="Column of user ids.")]
+ItemColumn = Annotated[str, typer.Option(help="Column of item ids.")]
+TimeColumn = Annotated[str, typer.Option(help="Column of times: numbers or dates.")]
+RatingColumn = Annotated[str, typer.Option(help="Column of ratings.")]
+Separator = Annotated[str, typer.Option(help="CSV, TSV: what separates columns, such as ';'.")]
+Columns = Annotated[
+    str, typer.Option(help="CSV, TSV without a header: user_id,item_id,rating,timestamp.")
+]
+Repeated = Annotated[
+    Duplicates, typer.Option(help="Repeated (user, item) pairs: refuse, or keep one.")
+]
+TieRule = Annotated[
+    Ties,
+    typer.Option(
+        help="A user's events of one time: by a hash of the ids, or as the rows lie, where their "
+        "order is known to be true."
+    ),
+]
+New = Annotated[
+    NewItems,
+    typer.Option(
+        help="Items without any interaction: cold, if they have features or are marked cold, or "
+        "drop."
+    ),
+]
+Sort = Annotated[
+    bool,
+    typer.Option("--sort", help="Sort by time; MovieLens, RecBole and JSON lines always are."),
+]
+MostActive = Annotated[
+    int | None, typer.Option(min=1, help="Only this many users, the most active ones.")
+]
+Last = Annotated[int | None, typer.Option(min=3, help="Only the last N interactions of each user.")]
+KCore = Annotated[int, typer.Option(min=1, help="Interactions that each user and item must have.")]
+ColdFraction = Annotated[
+    float, typer.Option(min=0, max=0.9, help="Share of the items to hold out as cold.")
+]
 
 
 @app.command("import")
@@ -50,54 +104,32 @@ def import_(
     source: Annotated[Path, typer.Argument(help="Folder or file to import.")],
     output: Output,
     format: Annotated[Format, typer.Option(help="Format of the source.")] = Format.auto,
-    items: Annotated[Path | None, typer.Option(help="CSV of items: item_id, title, ...")] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option(
-            help="A .safetensors file (visual, text; rows as in the items file), or a folder with "
-            "visual.npy, text.npy and item_ids.npy. A folder source brings its own."
-        ),
-    ] = None,
+    items: Items = None,
+    features: Features = None,
     visual_encoder: Annotated[str, typer.Option(help="What made the visual features.")] = "",
     text_encoder: Annotated[str, typer.Option(help="What made the text features.")] = "",
-    user_column: Annotated[str, typer.Option(help="CSV, parquet: user ids.")] = "user_id",
-    item_column: Annotated[str, typer.Option(help="CSV, parquet: item ids.")] = "item_id",
-    time_column: Annotated[str, typer.Option(help="CSV, parquet: a number.")] = "timestamp",
+    user_column: UserColumn = "",
+    item_column: ItemColumn = "",
+    time_column: TimeColumn = "",
+    rating_column: RatingColumn = "",
+    separator: Separator = "",
+    columns: Columns = "",
     min_rating: Annotated[float | None, typer.Option(help="Drop lower ratings.")] = None,
-    duplicates: Annotated[
-        Duplicates, typer.Option(help="Repeated (user, item) pairs: refuse, or keep one.")
-    ] = Duplicates.refuse,
-    ties: Annotated[
-        Ties,
-        typer.Option(
-            help="A user's events of one time: by a hash of the ids, or as the rows lie, where "
-            "their order is known to be true."
-        ),
-    ] = Ties.hash,
-    sort: Annotated[bool, typer.Option("--sort", help="Sort by time (MovieLens: always).")] = False,
-    most_active: Annotated[
-        int | None, typer.Option(min=1, help="Only this many users, the most active ones.")
-    ] = None,
-    last: Annotated[
-        int | None, typer.Option(min=3, help="Only the last N interactions of each user.")
-    ] = None,
-    k_core: Annotated[
-        int, typer.Option(min=1, help="Interactions that each user and item must have.")
-    ] = 5,
-    new_items: Annotated[
-        NewItems,
-        typer.Option(
-            help="Items without any interaction: cold, if they have features or are marked cold, "
-            "or drop."
-        ),
-    ] = NewItems.cold,
-    cold_fraction: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the items to hold out as cold.")
-    ] = 0.0,
+    duplicates: Repeated = Duplicates.refuse,
+    ties: TieRule = Ties.hash,
+    sort: Sort = False,
+    most_active: MostActive = None,
+    last: Last = None,
+    k_core: KCore = 5,
+    new_items: New = NewItems.cold,
+    cold_fraction: ColdFraction = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the choice of cold items.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the dataset.")] = "",
 ) -> None:
-    """Import MovieLens, CSV, parquet or a folder, into a dataset that the app can open."""
+    """Import interactions of any known format into a dataset that the app can open.
+
+    Columns that are not named go by their usual names, which docs/data.md lists by format.
+    """
     from tools.importers import ImportOptions, import_dataset
 
     options = ImportOptions(
@@ -109,6 +141,9 @@ def import_(
         user_column=user_column,
         item_column=item_column,
         time_column=time_column,
+        rating_column=rating_column,
+        separator=separator,
+        columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
         min_rating=min_rating,
         duplicates=duplicates.value,
         ties=ties.value,

@@ -16,13 +16,15 @@ from safetensors.numpy import save
 from client_app.compile import refuse_existing, temporary_sibling
 from client_app.tables import check_features, check_items
 from shared_model.errors import DataError
-from tools.readers import read_items
+from tools.readers import items_file, read_items
 
 
 def catalogue(path: Path) -> pd.DataFrame:
-    """The items file with clean, unique ids, all other columns as text. Raises DataError."""
-    table = read_items(path)
-    return check_items(table, str(path))
+    """A catalogue with clean, unique ids, all other columns as text: of whatever an import takes.
+
+    Raises DataError.
+    """
+    return check_items(read_items(path), str(items_file(path)))
 
 
 def write_features(

@@ -22,7 +22,7 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-Items = Annotated[Path, typer.Option(help="CSV of items: item_id, text, ...; the rows' order.")]
+Items = Annotated[Path, typer.Option(help="Items: any that `data import` takes; the rows' order.")]
 Output = Annotated[Path, typer.Option(help="New features.safetensors; must not exist.")]
 
 

@@ -26,18 +26,24 @@ def known_interactions(table: pd.DataFrame, catalogue: pd.Series) -> pd.DataFram
 
 
 def choose_items(
-    catalogue: pd.DataFrame, read: pd.DataFrame, left: pd.DataFrame, files: FeatureFiles, new: bool
+    catalogue: pd.DataFrame,
+    read: pd.DataFrame,
+    left: pd.DataFrame,
+    files: FeatureFiles,
+    new: bool,
+    source: str,
 ) -> tuple[pd.DataFrame, Features, Bools]:
     """The catalogue's items that stay, [I], their features [I, dim], and which are new, [I] bool.
 
     `read` are all interactions with known items, `left` those that the filters left. New items stay
-    if `new`. Order and columns are the catalogue's; `cold` becomes 1 for new items.
+    if `new`. Order and columns are the catalogue's; `cold` becomes 1 for new items. Messages call
+    the catalogue `source`.
     """
     kept = catalogue["item_id"].isin(left["item_id"]).to_numpy()
     unmet = ~catalogue["item_id"].isin(read["item_id"]).to_numpy() & new
     possible = kept | unmet
     items = catalogue[possible].reset_index(drop=True)
-    features = align_features(files, items["item_id"], catalogue["item_id"])
+    features = align_features(files, items["item_id"], catalogue["item_id"], source)
     reached = items["cold"].to_numpy() == 1
     for rows in features.values():
         reached |= rows.any(axis=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from client_app.columns import clean_numbers
 from client_app.compile import (
     publish,
     refuse_existing,
@@ -23,8 +24,8 @@ from client_app.data import open_dataset
 from client_app.tables import (
     check_items,
     clean_interactions,
-    clean_numbers,
     refuse_repeated,
+    refuse_strangers,
     sort_by_user,
 )
 from shared_model.errors import DataError
@@ -38,7 +39,7 @@ from tools.import_catalogue import (
     known_interactions,
 )
 from tools.import_record import ImportRecord
-from tools.readers import Source
+from tools.source import Layout, Source
 from tools.ties import order_ties
 
 
@@ -51,9 +52,12 @@ class ImportOptions:
     features: Path | None = None
     visual_encoder: str = ""
     text_encoder: str = ""
-    user_column: str = "user_id"
-    item_column: str = "item_id"
-    time_column: str = "timestamp"
+    user_column: str = ""
+    item_column: str = ""
+    time_column: str = ""
+    rating_column: str = ""
+    separator: str = ""
+    columns: tuple[str, ...] = ()
     min_rating: float | None = None
     duplicates: str = "refuse"
     ties: str = "hash"
@@ -78,6 +82,9 @@ def import_dataset(source: Path, output: Path, options: ImportOptions) -> dict[s
     table = clean_interactions(read.interactions, read.interactions_file)
     record = ImportRecord(table, None if listed is None else listed["item_id"])
     if listed is not None:
+        refuse_strangers(
+            table["item_id"], listed["item_id"], read.interactions_file, read.items_file
+        )
         table = known_interactions(table, listed["item_id"])
         record.unknown(table)
     core = core_interactions(clean_source(read, table, options, record), options.k_core)
@@ -115,7 +122,7 @@ def split_dataset(dataset: Path, output: Path, num_partitions: int) -> list[dict
             expected=f"1 to {whole.num_users} partitions",
             got=str(num_partitions),
         )
-    source = readers.read_folder(whole.folder, {name: name for name in readers.COLUMNS})
+    source = readers.read_source(whole.folder, "folder", Layout())
     items = readers.read_items(whole.folder / "items.csv")
     users = pd.read_parquet(whole.folder / "arrays" / "user_ids.parquet")["user_id"]
     owner = source.interactions["user_id"].map(pd.Series(users.index % num_partitions, users))
@@ -173,26 +180,23 @@ def core_interactions(table: pd.DataFrame, k: int) -> pd.DataFrame:
 
 def _read(path: Path, options: ImportOptions) -> Source:
     format_ = readers.detect_format(path) if options.format == "auto" else options.format
-    columns = {
-        "user_id": options.user_column,
-        "item_id": options.item_column,
-        "timestamp": options.time_column,
-    }
-    if format_ == "movielens":
-        source = readers.read_movielens(path)
-    elif format_ == "csv":
-        source = readers.read_csv(path, columns)
-    elif format_ == "parquet":
-        source = readers.read_parquet(path, columns)
-    else:
-        source = readers.read_folder(path, columns)
-    if options.items is not None:
-        items = readers.read_items(options.items)
-        source = replace(source, items=items, items_file=str(options.items))
+    layout = Layout(
+        options.user_column,
+        options.item_column,
+        options.time_column,
+        options.rating_column,
+        options.separator,
+        options.columns,
+    )
+    source = readers.read_source(path, format_, layout, options.items)
     if options.features is not None:
         found = read_features(options.features)
         source = replace(
-            source, features=found.arrays, feature_ids=found.item_ids, encoders=found.encoders
+            source,
+            features=found.arrays,
+            feature_ids=found.item_ids,
+            features_file=found.source,
+            encoders=found.encoders,
         )
     return source
 
@@ -206,7 +210,9 @@ def _encoders(source: Source, options: ImportOptions) -> dict[str, str]:
 def _ratings(source: Source) -> pd.Series:
     if "rating" not in source.interactions:
         raise DataError(
-            "no column rating", where=source.interactions_file, todo="drop --min-rating"
+            "no column rating",
+            where=source.interactions_file,
+            todo="drop --min-rating, or name the column with --rating-column",
         )
     return clean_numbers(source.interactions, "rating", source.interactions_file)
 
@@ -219,8 +225,10 @@ def _catalogue(
     options: ImportOptions,
 ) -> tuple[pd.DataFrame, Features, Bools]:
     """The items of the dataset with `cold`, their features, and which of them are new: [I] each."""
-    files = FeatureFiles(source.features, source.feature_ids)
-    items, features, new = choose_items(listed, read, core, files, options.new_items == "cold")
+    files = FeatureFiles(source.features, source.feature_ids, source=source.features_file)
+    items, features, new = choose_items(
+        listed, read, core, files, options.new_items == "cold", source.items_file
+    )
     if options.cold_fraction > 0:
         hold_out(items, new, options.cold_fraction, options.seed, source.items_file)
     return items, features, new

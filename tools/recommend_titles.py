@@ -48,11 +48,14 @@ class Catalogue:
         return title if len(self._by_title[_folded(title)]) == 1 else f"{title} #{self.ids[index]}"
 
     def _of_id(self, id_: str) -> int:
-        if id_ not in self._by_id:
+        from client_app.columns import id_text
+
+        meant = id_ if id_ in self._by_id else id_text(id_)
+        if meant not in self._by_id:
             near = difflib.get_close_matches(id_, self.ids[1:], _SHOWN, 0.5) or self.ids[1:4]
             named = ", ".join(f"#{one}" for one in near)
             raise ConfigError("no item with this id", expected=f"one like {named}", got=f"#{id_}")
-        return self._by_id[id_]
+        return self._by_id[meant]
 
     def _containing(self, wanted: str) -> list[int]:
         """Items whose title has the words one after the other, from the start of a word."""
@@ -96,12 +99,15 @@ def row_of_user(dataset: Dataset, user: str) -> int:
     """The row of a user by the id that it has in the source. ``ConfigError`` if there is none."""
     import pandas as pd
 
+    from client_app.columns import id_text
+
     path = dataset.folder / "arrays" / "user_ids.parquet"
     try:
         ids = pd.read_parquet(path).iloc[:, 0].astype(str).tolist()
     except (OSError, ValueError) as error:
         raise DataError("the users' ids cannot be read", where=str(path), got=str(error)) from error
-    if user not in ids:
+    meant = user if user in ids else id_text(user)
+    if meant not in ids:
         near = difflib.get_close_matches(user, ids, _SHOWN, 0.5) or ids[:3]
         raise ConfigError(
             "no such user",
@@ -109,7 +115,7 @@ def row_of_user(dataset: Dataset, user: str) -> int:
             expected=f"one like {', '.join(near)}",
             got=ascii(user),
         )
-    return ids.index(user)
+    return ids.index(meant)
 
 
 def _together(groups: Iterable[list[int]]) -> list[int]:
