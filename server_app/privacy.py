@@ -43,8 +43,8 @@ _Rounds = tuple[tuple[Mechanism, int], ...]  # the same, in order
 def epsilon(spent: Spending, delta: float) -> float:
     """Epsilon of everything that was released, at this delta; 0 for nothing.
 
-    At most 1% more than there is, if it is not next to 0. Infinite for so many rounds at so small
-    a delta that rounding errors are as large: 100,000 at 1e-10.
+    Less than 2% above what there is; docs/privacy.md has the exceptions. Infinite for so many
+    rounds at so small a delta that rounding errors are as large: 120,000 at 1e-10.
     """
     return _epsilon(tuple(sorted((m, count) for m, count in spent.items() if count)), delta)
 
@@ -122,9 +122,9 @@ def noise_for(rate: float, rounds: int, budget: float, delta: float) -> float:
     found = _root(excess, low, high, max(1.0, low) * 10.0 ** (1 - _DIGITS) / 2)
     step = 10.0 ** (max(0, math.floor(math.log10(found))) + 1 - _DIGITS)
     least = math.ceil(found / step)
-    while excess(round(least * step, _DIGITS)) > 0:
+    while excess(rounded := min(MOST_NOISE, round(least * step, _DIGITS))) > 0:
         least += 1
-    return round(least * step, _DIGITS)
+    return rounded
 
 
 def _excess(spent: Spending, budget: float, delta: float) -> float:

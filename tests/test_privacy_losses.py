@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from server_app import privacy
 from server_app.privacy import Mechanism, Spending, affordable, epsilon, noise_for
 from server_app.privacy_losses import divergences, losses_of_round
+from shared_model.promise import MOST_NOISE
 from tests.test_privacy import gaussian_delta, sampled_delta
 from tools.cli import app
 
@@ -162,6 +163,11 @@ def test_the_noise_of_a_budget_in_few_answers(
     assert privacy._epsilon.cache_info().misses <= 15
     assert found == pytest.approx(needed, rel=0.02)
     assert epsilon(spending([(rate, found, rounds)]), delta) <= budget
+
+
+def test_the_most_noise_is_not_rounded_up() -> None:
+    budget = epsilon(spending([(1.0, MOST_NOISE - 1, 10000)]), 1e-10)
+    assert noise_for(1.0, 10000, budget, 1e-10) <= MOST_NOISE
 
 
 def test_rounds_of_a_budget_in_few_answers() -> None:
