@@ -2,7 +2,7 @@
 
 A stage's frozen groups reach a node once (invariant 5): they lie below ``home``, since in a real
 deployment every message is a new process. What is missing, cut or changed there counts as lost, and
-the node asks for it again.
+the node asks for it again. So the oldest can go: a node holds those that were used last.
 """
 
 import os
@@ -16,13 +16,18 @@ from shared_model.errors import NodeError
 from shared_model.fingerprint import arrays_sha256
 from shared_model.model import Arrays
 
+_MOST = 16  # files: a run has one for each of Stages 2 and 3, and several runs may share a home
+
 
 def read_frozen(home: Path, sha256: str) -> Arrays | None:
     """The arrays with that content hash, or ``None`` if this node does not hold them."""
     path = _path(home, sha256)
     try:
         arrays = load_file(path)
-        return arrays if arrays_sha256(arrays) == sha256 else None
+        if arrays_sha256(arrays) != sha256:
+            return None
+        os.utime(path)  # used now
+        return arrays
     except (OSError, SafetensorError, TypeError, ValueError):  # or a type that numpy lacks
         return None
 
@@ -43,6 +48,7 @@ def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:
         whole = {name: value.contiguous() for name, value in arrays.items()}
         temporary.write_bytes(save(whole))  # which refuses a tensor that is a view with strides
         temporary.replace(path)
+        _remove_oldest(path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -52,6 +58,20 @@ def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:
             got=str(error),
             todo="free disk space, or choose a writable 'home'",
         ) from error
+
+
+def _remove_oldest(written: Path) -> None:
+    """Keep the files that were used last, and always the one just written.
+
+    What a killed process left behind goes so, too. Other processes may do the same at once.
+    """
+    used = {}
+    for path in written.parent.iterdir():
+        with suppress(FileNotFoundError):
+            used[path] = path.stat().st_mtime_ns
+    used.pop(written, None)
+    for path in sorted(used, key=lambda one: (-used[one], one.name))[_MOST - 1 :]:
+        path.unlink(missing_ok=True)
 
 
 def _path(home: Path, sha256: str) -> Path:

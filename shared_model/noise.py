@@ -10,6 +10,7 @@ import hmac
 import json
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +62,17 @@ def write_secret(path: Path, secret: bytes) -> bytes:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # of a process that was killed: its mode may be another
         with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
         ) as file:
             file.write(secret.hex())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        with suppress(OSError):  # no half of a secret stays behind on a full disk
+            temporary.unlink()
         raise ConfigError("cannot keep a noise secret", where=str(path), got=str(error)) from error
     return secret
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from client_app import frozen
 from client_app.frozen import keep_frozen, read_frozen
 from shared_model.errors import NodeError
 from shared_model.fingerprint import arrays_sha256
@@ -145,3 +146,71 @@ def test_tensors_with_strides_are_kept(tmp_path: Path) -> None:
     assert found is not None
     assert found["a"].tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
     assert found["b"].tolist() == [0, 3, 6, 9]
+
+
+def variant(number: int) -> tuple[str, dict[str, torch.Tensor]]:
+    arrays = {name: value + number for name, value in ARRAYS.items()}
+    return arrays_sha256(arrays), arrays
+
+
+def keep_many(home: Path, numbers: range) -> list[str]:
+    """Keep variants, each used a second after the one before it; their hashes."""
+    hashes = []
+    for number in numbers:
+        sha256, arrays = variant(number)
+        keep_frozen(home, sha256, arrays)
+        os.utime(home / "frozen" / f"{sha256}.safetensors", (number, number))
+        hashes.append(sha256)
+    return hashes
+
+
+def test_the_folder_does_not_grow_and_the_oldest_unused_goes_first(tmp_path: Path) -> None:
+    first, second, *others = keep_many(tmp_path, range(1, 17))
+    assert read_frozen(tmp_path, first) is not None  # used now, so the second is the oldest
+    sha256, arrays = variant(17)
+    keep_frozen(tmp_path, sha256, arrays)
+    assert read_frozen(tmp_path, second) is None
+    for known in (first, *others, sha256):
+        assert read_frozen(tmp_path, known) is not None
+    keep_many(tmp_path, range(18, 40))
+    assert len(list((tmp_path / "frozen").iterdir())) == 16
+
+
+def test_what_was_just_written_stays_and_what_was_left_behind_goes(tmp_path: Path) -> None:
+    """Also by a clock that is behind those of the others."""
+    hashes = keep_many(tmp_path, range(1, 17))
+    for path in (tmp_path / "frozen").iterdir():
+        os.utime(path, (2**33, 2**33))
+    left = tmp_path / "frozen" / f"{hashes[0]}.safetensors.77.tmp"
+    left.write_bytes(b"cut")
+    os.utime(left, (5, 5))
+    sha256, arrays = variant(17)
+    keep_frozen(tmp_path, sha256, arrays)
+    assert read_frozen(tmp_path, sha256) is not None
+    assert not left.exists()
+
+
+def test_another_process_may_clean_up_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What vanishes before it is looked at, or before it is deleted, is no error."""
+    keep_many(tmp_path, range(1, 17))
+    stat, unlink, names = Path.stat, Path.unlink, sorted((tmp_path / "frozen").iterdir())
+
+    def vanishing(self: Path, **options: bool) -> os.stat_result:
+        if self == names[0]:
+            self.unlink(missing_ok=True)
+        return stat(self, **options)
+
+    def raced(self: Path, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok=True)
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    monkeypatch.setattr(Path, "unlink", raced)
+    sha256, arrays = variant(17)
+    monkeypatch.setattr(frozen, "_MOST", 3)
+    keep_frozen(tmp_path, sha256, arrays)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "frozen").iterdir())) == 3
+    assert read_frozen(tmp_path, sha256) is not None

@@ -68,3 +68,23 @@ def test_a_secret_that_others_can_read_or_that_is_cut_is_refused(tmp_path: Path)
         os.chmod(path, 0o600)  # noqa: PTH101
         with pytest.raises(ConfigError, match="damaged noise secret"):
             read_secret(path)
+
+
+def test_a_secret_that_cannot_be_kept_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on a full disk, nor where a killed process left its half."""
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match="cannot keep a noise secret"):
+        keep_secret(tmp_path / "a.secret")
+    assert not any(tmp_path.iterdir())
+    monkeypatch.undo()
+    left = tmp_path / f"a.secret.{os.getpid()}.tmp"
+    left.write_text("00")
+    left.chmod(0o644)
+    keep_secret(tmp_path / "a.secret")
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600]

@@ -76,10 +76,11 @@ def test_scores_are_the_evaluations(
     found = []
     for place, row in enumerate(order):
         history = history_of(dataset, row)
-        scores = adviser.score(history).scores
+        past = adviser.after(history)
+        scores = past.scored.scores
         assert torch.isfinite(scores).sum() == dataset.num_items - 4 * (stage == 1)
         torch.testing.assert_close(scores[1:], seen[0][place, 1:], atol=1e-5, rtol=1e-5)
-        found.append(rank_of(adviser, history, int(dataset.items[dataset.indptr[row + 1] - 1])))
+        found.append(rank_of(past, int(dataset.items[dataset.indptr[row + 1] - 1])))
     told = record["test"]["all-with-cold"]["full-unseen"]
     gains = np.where(np.array(found) <= 10, 1 / np.log2(np.array(found) + 1.0), 0)
     assert told["hr@10"] == pytest.approx(np.mean(np.array(found) <= 10))
@@ -92,7 +93,7 @@ def test_the_parts_add_up_to_the_score(trained: tuple[Run, Dataset], stage: int)
     adviser = Adviser(run, dataset, stage)
     spoke = torch.zeros(len(PARTS))
     for row in range(0, dataset.num_users, 4):
-        scored = adviser.score(history_of(dataset, row))
+        scored = adviser.after(history_of(dataset, row)).scored
         possible = torch.isfinite(scored.scores)
         torch.testing.assert_close(
             scored.shares[possible].sum(1), scored.scores[possible], atol=1e-5, rtol=1e-5
@@ -143,7 +144,7 @@ def test_what_an_item_remembers_is_what_forgetting_it_changes(
     named = 0
     for row in range(dataset.num_users):
         history = history_of(dataset, row)
-        for found in recommend(adviser, history, 5):
+        for found in recommend(adviser, adviser.after(history), 5, history.tolist()):
             values = [value for _, _, value in found["reasons"]]
             assert values == sorted(values, reverse=True)
             for modality, item, value in found["reasons"]:
@@ -184,12 +185,64 @@ def test_the_command_recommends_with_reasons(
     )
     code, out, _ = feddmmr("recommend", *where, "--user", 7, "--hide-last", "--seen", "--top", 3)
     assert code == 0
-    rank = rank_of(Adviser(run, dataset), history[:-1].astype(np.int64), int(history[-1]))
+    past = Adviser(run, dataset).after(history[:-1].astype(np.int64))
+    rank = rank_of(past, int(history[-1]))
     assert f"hidden: item {history[-1]}, rank {rank}" in out
     code, out, _ = feddmmr("recommend", *where, "--user", 7, "--stage", 1, "--json", "--top", 40)
     assert not any(one["cold"] for one in json.loads(out)["recommendations"])
     seen = json.loads(feddmmr("recommend", *where, "--user", 7, "--seen", "--json", "--top", 99)[1])
     assert len(seen["recommendations"]) == 40
+
+
+def test_a_history_is_remembered_once_however_much_is_listed(
+    feddmmr: Feddmmr,  # noqa: F811
+    trained: tuple[Run, Dataset],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the reasons of each item are those of a memory that was made for it alone."""
+    run, dataset = trained
+    made, memories = [], Recall.memories
+
+    def counted(self: Recall, *given: Any) -> Any:
+        made.append(1)
+        return memories(self, *given)
+
+    monkeypatch.setattr(Recall, "memories", counted)
+    where = ("--home", run.folder.parents[1], "--dataset", dataset.folder)
+    code, out, _ = feddmmr("recommend", *where, "--user", 7, "--hide-last", "--json", "--top", 9)
+    assert (code, len(made)) == (0, 1)
+    listed = json.loads(out)["recommendations"]
+    assert len(listed) == 9
+    adviser, catalogue = Adviser(run, dataset), Catalogue(dataset)
+    history = history_of(dataset, row_of_user(dataset, "7"))
+    for one in listed:
+        item = catalogue.find("#" + one["item_id"])
+        reasons = adviser.reasons(adviser.after(history), item)
+        told = [{"title": catalogue.show(i), "by": m, "adds": v} for m, i, v in reasons]
+        assert one["because"] == told
+    assert any(one["because"] for one in listed)
+
+
+@pytest.mark.parametrize(("stage", "possible"), [(1, 36), (3, 40)])
+def test_who_has_met_everything_is_told_so(
+    feddmmr: Feddmmr,  # noqa: F811
+    trained: tuple[Run, Dataset],
+    stage: int,
+    possible: int,
+) -> None:
+    """Of 40 items Stage 1 has no score for the 4 cold ones, which no stage lists again."""
+    run, dataset = trained
+    titles = "; ".join(f"item {item}" for item in range(1, 41))
+    where = ("--home", run.folder.parents[1], "--dataset", dataset.folder, "--stage", stage)
+    code, out, _ = feddmmr("recommend", *where, "--history", titles)
+    told = f"nothing to recommend: the user has met all {possible} items"
+    assert (code, sum(told in line for line in out.splitlines())) == (0, 1)
+    code, out, _ = feddmmr("recommend", *where, "--history", titles, "--json")
+    answer = json.loads(out)
+    assert (code, answer["recommendations"]) == (0, [])
+    assert answer["note"].startswith(told)
+    code, out, _ = feddmmr("recommend", *where, "--history", titles, "--seen", "--json")
+    assert "note" not in json.loads(out)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Letters: I items, N candidates, L remembered items, D hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +39,21 @@ class Scored:
     attended: Tensor  # [I + 1, 2]
 
 
+@dataclass(frozen=True)
+class Past:
+    """What a model makes of one history: all that is told after it needs this, once."""
+
+    history: Ints  # [n] item indices that are not cold, oldest first
+    state: Tensor  # [D]
+    memory: Memories | None  # of Stages 2 and 3
+    scored: Scored
+
+    @property
+    def remembered(self) -> int:
+        """How many items the user's memory holds."""
+        return int(self.memory.held.sum()) if self.memory is not None else 0
+
+
 class Adviser:
     """A stage's best checkpoint, verified and loaded strictly, with its catalogue.
 
@@ -63,16 +78,38 @@ class Adviser:
             self.content = open_content(dataset, record["config"]["modalities"])
 
     @torch.no_grad()
-    def score(self, history: Ints) -> Scored:
-        """Score everything after a history [n] of item indices that are not cold, oldest first."""
+    def after(self, history: Ints) -> Past:
+        """What is said after a history [n] of item indices that are not cold, oldest first."""
         state = self._state(history)
         if self.content is None:
-            scores = self.model.score(state[None])[0]
-            scores[torch.from_numpy(self.dataset.cold)] = -torch.inf  # it has no say about them
-            scores[PAD] = -torch.inf
-            nothing = torch.zeros(len(scores), len(MODALITIES))
-            return Scored(scores, state_alone(scores), nothing, nothing)
+            return Past(history, state, None, self._score_alone(state))
         memory = self._memory(self.content, history)
+        return Past(history, state, memory, self._score(state, memory))
+
+    @torch.no_grad()
+    def reasons(self, past: Past, item: int) -> list[tuple[str, int, float]]:
+        """Modality, item and part of the score of what in memory spoke loudest for an item."""
+        if past.memory is None:
+            return []
+        _, _, parts = self._explain(past.state, torch.tensor([item]), past.memory)
+        told = [
+            (modality, int(name), float(value))
+            for modality, values in parts.remembered.items()
+            for name, value in zip(past.memory.names[0], values[0], strict=True)
+        ]
+        loud = sorted((one for one in told if one[2] > _LEAST), key=lambda one: -one[2])
+        return loud[:_REASONS]
+
+    def _score_alone(self, state: Tensor) -> Scored:
+        """The whole catalogue without a mixture."""
+        scores = self.model.score(state[None])[0]
+        scores[torch.from_numpy(self.dataset.cold)] = -torch.inf  # it has no say about them
+        scores[PAD] = -torch.inf
+        nothing = torch.zeros(len(scores), len(MODALITIES))
+        return Scored(scores, state_alone(scores), nothing, nothing)
+
+    def _score(self, state: Tensor, memory: Memories) -> Scored:
+        """The whole catalogue, in chunks."""
         size = max(1, _CELLS // memory.names.shape[1])
         everything = torch.arange(self.dataset.num_items + 1)
         chunks: tuple[Tensor, ...] = everything.split(size)  # type: ignore[no-untyped-call]
@@ -82,25 +119,6 @@ class Adviser:
         shares = torch.cat([parts.shares for _, _, parts in found])
         attended = torch.cat([parts.attended for _, _, parts in found])
         return Scored(whole, shares, torch.cat([router for _, router, _ in found]), attended)
-
-    @torch.no_grad()
-    def reasons(self, history: Ints, item: int) -> list[tuple[str, int, float]]:
-        """Modality, item and part of the score of what in memory spoke loudest for an item."""
-        if self.content is None:
-            return []
-        memory = self._memory(self.content, history)
-        _, _, parts = self._explain(self._state(history), torch.tensor([item]), memory)
-        told = [
-            (modality, int(name), float(value))
-            for modality, values in parts.remembered.items()
-            for name, value in zip(memory.names[0], values[0], strict=True)
-        ]
-        loud = sorted((one for one in told if one[2] > _LEAST), key=lambda one: -one[2])
-        return loud[:_REASONS]
-
-    def remembered(self, history: Ints) -> int:
-        """How many items the user's memory holds."""
-        return int(self._memory(self.content, history).held.sum()) if self.content else 0
 
     def _state(self, history: Ints) -> Tensor:
         recent = history[-self.model.shape.max_length :]
@@ -150,16 +168,15 @@ def usable(dataset: Dataset, history: list[int]) -> tuple[Ints, list[int]]:
 
 
 def recommend(
-    adviser: Adviser, history: Ints, top: int, seen: bool = False
+    adviser: Adviser, past: Past, top: int, left_out: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """The best items with their parts; those of the history only if ``seen``.
+    """The best items with their parts, without some: those that were met, cold ones too.
 
     ``led_by`` is the part in which the item is furthest above the mean of all candidates.
     """
-    scored = adviser.score(history)
+    scored = past.scored
     scores = scored.scores.clone()
-    if not seen:
-        scores[torch.from_numpy(history)] = -torch.inf
+    scores[torch.tensor(left_out, dtype=torch.long)] = -torch.inf
     possible = torch.isfinite(scored.scores)
     above = scored.shares - scored.shares[possible].mean(0)
     order = scores.argsort(descending=True, stable=True)[:top]
@@ -171,14 +188,14 @@ def recommend(
             "led_by": PARTS[int(above[item].argmax())],
             "router": dict(zip(MODALITIES, scored.router[item].tolist(), strict=True)),
             "attention": dict(zip(MODALITIES, scored.attended[item].tolist(), strict=True)),
-            "reasons": adviser.reasons(history, item),
+            "reasons": adviser.reasons(past, item),
         }
 
 
-def rank_of(adviser: Adviser, history: Ints, item: int) -> int:
+def rank_of(past: Past, item: int) -> int:
     """An item's rank, from 1, among the candidates not met before; ties count against it."""
-    scores = adviser.score(history).scores
+    scores = past.scored.scores
     ahead = ~(scores < scores[item]) & torch.isfinite(scores)
-    ahead[torch.from_numpy(history)] = False
+    ahead[torch.from_numpy(past.history)] = False
     ahead[item] = False
     return 1 + int(ahead.sum())

@@ -109,21 +109,28 @@ def _answer(
     history, cold = usable(adviser.dataset, items)
     for item in cold:
         print(f"note: cold, so no input: {catalogue.show(item)}", file=sys.stderr)
-    mixture = adviser.model.mixture
+    mixture, past = adviser.model.mixture, adviser.after(history)
+    met = [] if seen else items
     answer: dict[str, Any] = {
         "run": adviser.run.name,
         "stage": adviser.number,
         "round": adviser.record["best_round"],
         "gate": float(mixture.gate.detach()) if mixture else None,
         "history": [catalogue.show(item) for item in history],
-        "remembered": adviser.remembered(history),
+        "remembered": past.remembered,
         "recommendations": [
             _named(rank, found, adviser.dataset, catalogue)
-            for rank, found in enumerate(recommend(adviser, history, top, seen), 1)
+            for rank, found in enumerate(recommend(adviser, past, top, met), 1)
         ],
     }
+    if not answer["recommendations"]:
+        candidates = int(past.scored.scores.isfinite().sum())
+        answer["note"] = (
+            f"nothing to recommend: the user has met all {candidates} items that this stage can "
+            "score; --seen lists them"
+        )
     if hidden:
-        rank = rank_of(adviser, history, hidden)
+        rank = rank_of(past, hidden)
         answer["hidden"] = {"title": catalogue.show(hidden), "rank": rank}
     return answer
 
@@ -142,15 +149,24 @@ def _named(
 
 
 def _show(answer: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     gate = f", gate {answer['gate']:.3f}" if answer["gate"] is not None else ""
     memory = f", {answer['remembered']} items remembered" if answer["remembered"] else ""
     where = f"run '{answer['run']}', stage {answer['stage']}, round {answer['round']}"
     print(f"{where}{gate}{memory}")
     print(f"after: {'; '.join(answer['history'][-5:])}")
+    if "note" in answer:
+        print(answer["note"])
+    else:
+        _show_table(answer)
+    if "hidden" in answer:
+        print(f"hidden: {answer['hidden']['title']}, rank {answer['hidden']['rank']}")
+
+
+def _show_table(answer: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     mixed = answer["gate"] is not None
     table = Table()
     columns = ("score", "SASRec", "visual", "text", "familiar", "router v/t", "led by")
@@ -162,8 +178,6 @@ def _show(answer: dict[str, Any]) -> None:
             title.append(f"\n  {one['adds']:+.2f} {one['by']}: {one['title']}", "dim")
         table.add_row(str(found["rank"]), title, *(_numbers(found) if mixed else [_score(found)]))
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
-    if "hidden" in answer:
-        print(f"hidden: {answer['hidden']['title']}, rank {answer['hidden']['rank']}")
 
 
 def _score(found: dict[str, Any]) -> str:
