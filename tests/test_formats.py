@@ -24,7 +24,7 @@ LAYOUT = Layout()
 def write(path: Path, lines: list[str]) -> Path:
     path.parent.mkdir(exist_ok=True)
     content = "".join(f"{line}\n" for line in lines).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return path
 
 

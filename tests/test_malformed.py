@@ -34,7 +34,7 @@ def review(**changes: Any) -> bytes:
     return json.dumps(REVIEW | changes).encode() + b"\n"
 
 
-PACKED = gzip.compress(HEADER + b"".join(b"1,%d,%d\n" % (item, item) for item in range(99)))
+PACKED = gzip.compress(HEADER + b"".join(b"1,%d,%d\n" % (item, item) for item in range(99)), mtime=0)
 WRONG = [
     ("a.csv", b"", [], "cannot be parsed.*a.csv"),
     ("a.csv", HEADER, [], "no interactions; where: .*a.csv"),
@@ -89,7 +89,7 @@ WRONG = [
     ("a.jsonl", review() + review(user_id=True), [], "not an id.*line 2, column user_id; .*True"),
     ("a.jsonl", review() + review(timestamp={}), [], "not a number.*line 2, column timestamp"),
     ("a.jsonl", review() + review(timestamp=10**400), [], "not a number.*line 2"),
-    ("a.jsonl.gz", gzip.compress(review() * 50)[:-12], [], "cannot be read.*a.jsonl.gz"),
+    ("a.jsonl.gz", gzip.compress(review() * 50, mtime=0)[:-12], [], "cannot be read.*a.jsonl.gz"),
     ("a.parquet", b"", [], "cannot be read.*a.parquet"),
     ("a.parquet", b"PAR1" + bytes(40) + b"PAR1", [], "cannot be read.*a.parquet"),
     ("a.txt", HEADER, [], "no known format"),
