@@ -18,6 +18,8 @@ from shared_model.noise import draw_secret
 from tools.importers import ImportOptions, import_dataset
 from tools.in_process import run_in_process
 
+pytest_plugins = ["tests.support.staged", "tests.support.runs_command"]  # their fixtures
+
 MakeDataset = Callable[..., Dataset]
 ML1M = Path(__file__).parents[2] / "shared" / "data" / "ml-1m"
 

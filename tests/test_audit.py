@@ -3,9 +3,7 @@
 Over 300 lines on purpose: every attack is made on the one run, which is trained once.
 """
 
-import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,15 @@ from server_app.aggregate import _IMPOSSIBLE, _surprise
 from server_app.manifest import open_manifest
 from shared_model.dropout import Dropout
 from shared_model.fingerprint import arrays_sha256
-from tools import cli
+from tests.support.audits import (
+    ITEMS,
+    RUN,
+    USERS,
+    audit,
+    planted_histories,
+    row_of,
+    rows_of,
+)
 from tools.audit_defences import DEFENCES, Privacy, overrides
 from tools.audit_items import items_attack
 from tools.audit_membership import TRAINED, attacked_users, losses, membership_figures
@@ -32,35 +38,6 @@ from tools.audit_run import AuditedRun, open_run
 from tools.audit_scores import auc, chance_deviation, precision_at, true_positives
 from tools.audit_updates import Attacker
 from tools.in_process import run_in_process
-
-ITEMS, USERS = 150, 60
-RUN: dict[str, Any] = {
-    "stage": 1,
-    "run": "planted",
-    "num_rounds": 40,
-    "evaluate_every": 40,
-    "checkpoint_every": 40,
-    "fraction_train": 0.5,
-    "hidden_size": 32,
-    "num_blocks": 1,
-    "max_length": 20,
-    "dropout": 0.0,
-    "server_learning_rate": 0.01,
-}
-
-
-def planted_histories() -> dict[int | str, list[int]]:
-    """The next item of a ring comes next in two cases of three, so some of it can be learned."""
-    random, histories = np.random.default_rng(3), {}
-    for user in range(USERS):
-        history = [int(random.integers(ITEMS))]
-        while len(history) < 16:
-            following = (history[-1] + 1) % ITEMS
-            if random.random() > 0.67 or following in history:
-                following = int(random.choice([i for i in range(ITEMS) if i not in history]))
-            history.append(following)
-        histories[user] = [item + 1 for item in history]
-    return histories
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +57,6 @@ def run(home: Path) -> AuditedRun:
     return open_run(home, "planted", home / "data", "cpu")
 
 
-def audit(*arguments: str | Path, out: Path | None = None) -> Any:
-    """`feddmmr audit` in this process; the JSON, or the code that it exits with."""
-    given = ["feddmmr", "audit", *map(str, arguments), *(["--out", str(out)] if out else [])]
-    before, sys.argv = sys.argv, given
-    try:
-        cli.main()
-    except SystemExit as stop:
-        if stop.code:
-            return stop.code
-    finally:
-        sys.argv = before
-    return json.loads(out.read_text()) if out else 0
-
-
 @pytest.fixture(scope="module")
 def document(home: Path) -> dict[str, Any]:
     """All attacks; the noise is so large that nothing of the updates is left."""
@@ -103,15 +66,6 @@ def document(home: Path) -> dict[str, Any]:
         out=home / "audit.json",
     )
     return dict(found)
-
-
-def rows_of(document: dict[str, Any], **wanted: str) -> list[dict[str, Any]]:
-    return [r for r in document["rows"] if all(r[key] == value for key, value in wanted.items())]
-
-
-def row_of(document: dict[str, Any], **wanted: str) -> dict[str, Any]:
-    [row] = rows_of(document, **wanted)
-    return row
 
 
 def test_scores_are_those_of_scikit_learn() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from client_app.compile import write_dataset
-from tests.test_audit import ITEMS, RUN, audit, planted_histories, row_of, rows_of
-from tests.test_stages import edit_manifest
+from tests.support.audits import ITEMS, RUN, audit, planted_histories, row_of, rows_of
+from tests.support.staged import edit_manifest
 from tools.audit_content import FeatureScores, content_cases, probes
 from tools.audit_defences import Privacy
 from tools.audit_run import AuditedRun, open_run

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.one_gpu import bars, difference, main
-from tests.test_stages import SETTINGS, write_mixed
+from tests.support.staged import SETTINGS, write_mixed
 
 TINY = [f"{key.replace('_', '-')}={json.dumps(value)}" for key, value in SETTINGS.items()]
 

@@ -18,7 +18,7 @@ from shared_model.model import Arrays, Recommender, build, freeze, read_groups
 from shared_model.plan import LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import STAGES
 from tests.conftest import MakeDataset
-from tests.test_mixture_objective import (
+from tests.support.mixed import (
     MIXING,
     PLAN,
     SHAPE,

@@ -26,7 +26,7 @@ from shared_model.fingerprint import arrays_sha256
 from shared_model.model import Arrays
 from shared_model.seeds import stable_hash
 from tests.conftest import CutError
-from tests.test_stages import SETTINGS, write_mixed
+from tests.support.staged import SETTINGS, write_mixed
 from tools.in_process import run_in_process
 
 DATASET = ["dataset.json", "interactions.parquet", "items.csv", "features.safetensors"]

@@ -23,13 +23,12 @@ from client_app.data import (
 from client_app.folder import sealed_info
 from shared_model.errors import DataError
 from shared_model.seeds import user_key
+from tests.support.histories import (
+    Histories,
+    rows_of,
+)
 
-Histories = dict[int | str, list[int]]
 COLD = {2, 11, 12, 23, 30}
-
-
-def rows_of(dataset: Dataset) -> np.ndarray:
-    return np.arange(dataset.num_users)
 
 
 def naive_splits(history: list[int], cold: set[int]) -> dict[str, tuple[list[int], int]]:

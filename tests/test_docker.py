@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,9 @@ from flwr.supercore.auth import load_superexec_auth_secret
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from shared_model.errors import ConfigError
+from tests.support.compose_files import (
+    COMPOSE,
+)
 from tools.access import secured
 from tools.federation import Federation, eventually, processes_of
 from tools.federation_command import federation
@@ -34,15 +36,6 @@ from tools.superlink import RunError
 
 ROOT = Path(__file__).parents[1]
 DOCKER, NODES = ROOT / "docker", range(3)
-COMPOSE = next(
-    (
-        command
-        for command in (["docker", "compose"], ["docker-compose"])
-        if shutil.which(command[0])
-        and subprocess.run([*command, "version"], capture_output=True, check=False).returncode == 0
-    ),
-    None,
-)
 needs_compose = pytest.mark.skipif(COMPOSE is None, reason="docker compose is not installed")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.test_data import Histories, rows_of
+from tests.support.histories import Histories, rows_of
 
 
 def test_users_are_drawn_by_id_and_training_part(

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployed import DEPLOYED, NODES, RUN, TRAINED, check_models
-from tests.test_docker import COMPOSE
-from tests.test_stages import write_mixed
+from tests.support.compose_files import COMPOSE
+from tests.support.deployed import DEPLOYED, NODES, RUN, TRAINED, check_models
+from tests.support.staged import write_mixed
 from tools.federation import eventually, free_ports
 from tools.importers import split_dataset
 

@@ -17,10 +17,10 @@ from safetensors.numpy import load_file
 
 from client_app.data import open_dataset
 from shared_model.stages import names_of, stage_of
-from tests.deployed import DEPLOYED, NODES, RUN, TRAINED, check_models
-from tests.recording_proxy import RecordingProxy
-from tests.secrets_of_users import secrets_of
-from tests.test_stages import write_mixed
+from tests.support.deployed import DEPLOYED, NODES, RUN, TRAINED, check_models
+from tests.support.recording_proxy import RecordingProxy
+from tests.support.secrets_of_users import secrets_of
+from tests.support.staged import write_mixed
 from tools.access import secured
 from tools.federation import Federation, eventually, free_ports
 from tools.importers import split_dataset

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from client_app.data import Dataset
-from tests.test_e2e_simulation import (
+from tests.support.flower import (
     THREE_ROUNDS,
     Flower,
     best_arrays,

@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 
 from shared_model.errors import FedDMMRError, ManifestError
-from tests.test_stages import SETTINGS, write_mixed
+from tests.support.outcomes import (
+    outcome,
+)
+from tests.support.staged import SETTINGS, write_mixed
 from tools.in_process import run_in_process
 
 ROOT = Path(__file__).parents[1]
@@ -69,17 +72,6 @@ def settings(home: Path, dataset: Path) -> dict[str, Any]:
     given = {"home": str(home), "dataset": str(dataset), "stage": 0, "num_rounds": 4}
     given |= {"evaluate_every": 2, "dropout": 0.1, "server_learning_rate": 0.03}
     return SETTINGS | given
-
-
-def outcome(home: Path) -> dict[str, Any]:
-    """The manifest but for what a run cannot repeat: seconds, traffic, and the seal of them."""
-    data: dict[str, Any] = json.loads((home / "runs/default/manifest.json").read_bytes())
-    del data["seal"]
-    for record in data["stages"].values():
-        for entry in record["rounds"]:
-            for changing in ("seconds", "bytes_down", "bytes_up"):
-                del entry[changing]
-    return data
 
 
 def files(home: Path) -> dict[str, bytes]:

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from client_app.cases import make_cases
-from client_app.content import Content
-from client_app.data import Dataset, cold_rows, open_dataset
+from client_app.data import cold_rows, open_dataset
 from client_app.evaluate import evaluate_users
 from client_app.groups import COLD_GROUPS, WARM_GROUPS
-from client_app.recall import Recall
-from shared_model.memory import MemorySettings
-from shared_model.metrics import PROTOCOLS, MetricSums, Report, merge
-from tests.naive_evaluation import (
+from shared_model.metrics import PROTOCOLS, Report, merge
+from tests.support.evaluated import (
+    evaluated,
+    mixing,
+)
+from tests.support.naive_evaluation import (
     FEW_COLD,
     HISTORIES,
     ITEMS,
@@ -26,20 +27,6 @@ from tests.naive_evaluation import (
     write,
 )
 from tools.importers import split_dataset
-
-EVERYTHING = MemorySettings(short_term=130, long_term=0, novelty=0.0, surprise=0.0)
-
-
-def mixing(dataset: Dataset) -> tuple[MemorySettings, Recall]:
-    """A memory that holds all of an input; an item's feature is its index."""
-    index = torch.arange(ITEMS + 1.0)[:, None]
-    return EVERYTHING, Recall(dataset, Content(index, index, np.zeros((ITEMS + 1, 2), np.float32)))
-
-
-def evaluated(dataset: Dataset, rows: Any, split: Any, mixes: bool = True) -> MetricSums:
-    model: Any = TableModel()
-    given = mixing(dataset) if mixes else None
-    return evaluate_users(model, dataset, np.asarray(rows), split, SEED, given)
 
 
 def flat(report: Report) -> dict[str, float]:

@@ -13,8 +13,8 @@ from server_app.rounds import StageRun
 from shared_model.errors import ConfigError, ManifestError
 from shared_model.stages import STAGES
 from tests.conftest import CutError
-from tests.test_e2e_resume import outcome
-from tests.test_stages import SETTINGS, write_mixed
+from tests.support.outcomes import outcome
+from tests.support.staged import SETTINGS, write_mixed
 from tools.in_process import run_in_process
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from shared_model.experts import SHARPNESS, Experts, SemanticExpert, VisualExpert
 from shared_model.model import ModelShape, build
 from shared_model.stages import STAGES
-from tests.naive_mixture import (
+from tests.support.naive_mixture import (
     HEADS,
     PICTURE_SCALE,
     B,

@@ -22,13 +22,15 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from shared_model.errors import ConfigError, DataError
+from tests.support.encoders import (
+    ARCHITECTURE,
+)
 from tools import cli, encode
 from tools.clip import load_image_encoder
 from tools.encode import EncodeOptions, encode_features
 from tools.encoders import Encoder, load_text_encoder, unit_row
 
 ROOT = Path(__file__).parents[1]
-ARCHITECTURE = "ViT-S-32-alt"  # the smallest that open_clip has built in
 
 
 class StandIn:

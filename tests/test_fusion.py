@@ -8,7 +8,7 @@ from shared_model.fusion import _FAMILIARITY_SCALE as FAMILIARITY_SCALE
 from shared_model.fusion import CrossModalFusion
 from shared_model.model import ModelShape, build
 from shared_model.stages import STAGES
-from tests.naive_mixture import HEADS, B, D, L, N, P, S, V
+from tests.support.naive_mixture import HEADS, B, D, L, N, P, S, V
 
 DIMS = {"visual": V, "text": S}
 MODALITY = pytest.mark.parametrize("modality", DIMS)

@@ -20,7 +20,7 @@ from shared_model.memory import NOVELTY_BINS
 from shared_model.messages import NodeReport
 from shared_model.metrics import PROTOCOLS, MetricSums, Ranks, merge
 from shared_model.plan import LocalUpdate
-from tests.fuzzing import FLOATS, INTS, STRANGE, assert_both, cases, outcome, tally
+from tests.support.fuzzing import FLOATS, INTS, STRANGE, assert_both, cases, outcome, tally
 from tools.in_process import InProcessGrid
 
 pytestmark = pytest.mark.slow

@@ -19,8 +19,8 @@ from client_app.data import open_dataset
 from client_app.folder import sealed_info
 from shared_model.errors import DataError
 from shared_model.fingerprint import file_sha256
-from tests.fuzzing import STRANGE, assert_both, cases, edit_json, outcome, tally
-from tests.test_stages import write_mixed
+from tests.support.fuzzing import STRANGE, assert_both, cases, edit_json, outcome, tally
+from tests.support.staged import write_mixed
 from tools.importers import ImportOptions, import_dataset
 
 pytestmark = pytest.mark.slow

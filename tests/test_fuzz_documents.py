@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from server_app.seal import sealed, unsealed
 from shared_model.config import default_config, parse_settings
-from tests.fuzzing import FLOATS, INTS, assert_both, cases, edit_json, outcome, tally
-from tests.test_seal import document
+from tests.support.fuzzing import FLOATS, INTS, assert_both, cases, edit_json, outcome, tally
+from tests.support.manifests import document
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from client_app.groups import COLD_GROUPS, WARM_GROUPS, popularity_buckets
 from server_app.report import TABLE_GROUPS, closing_table
 from shared_model.errors import DataError
 from shared_model.metrics import merge
-from tests.naive_evaluation import FEW_COLD, HISTORIES, MANY_COLD, write
-from tests.test_evaluate_groups import evaluated
+from tests.support.evaluated import evaluated
+from tests.support.naive_evaluation import FEW_COLD, HISTORIES, MANY_COLD, write
 
 
 def test_popularity_buckets_are_thirds_and_equals_share_one() -> None:

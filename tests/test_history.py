@@ -27,9 +27,7 @@ from shared_model.memory import MemorySettings
 from shared_model.model import Arrays, Recommender, build, load_groups
 from shared_model.plan import LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import group_of, stage_of
-from tests.test_stages import SHAPE, Whole, watching, whole
-
-__all__ = ["whole"]  # the fixture: one run for this file
+from tests.support.staged import SHAPE, Whole, watching
 
 PLAN = RoundPlan(2, 1, 0, 1.0, 1, 1.0, "targets", 0.0, "", "")
 MIXING = MixturePlan("", 4, 5, 0.9, 3.0, 6, 15, 0.2, 0.5, 0.1, 0.1, 0.1, 0.01)

@@ -14,10 +14,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from client_app.data import Dataset, history_digest, open_dataset
+from tests.support.imports import (
+    Rating,
+    histories_of,
+    import_to,
+    title,
+    write,
+    write_ratings_csv,
+)
 from tools import cli, filters
-from tools.importers import ImportOptions, import_dataset, split_dataset
+from tools.importers import split_dataset
 
-Rating = tuple[int, int, int, int]
 GENRES_OF_UDATA = 19
 
 
@@ -34,21 +41,10 @@ def ratings() -> list[Rating]:
     ]
 
 
-def title(item: int) -> str:
-    return f"Amélie {item}: the 'best', they say (2001)"
-
-
 def write_ratings_dat(folder: Path, ratings: list[Rating]) -> None:
     write(folder / "ratings.dat", ["::".join(map(str, row)) for row in ratings], "latin-1")
     movies = [f"{item}::{title(item)}::Comedy|Drama" for item in range(1, 13)]
     write(folder / "movies.dat", movies, "latin-1")
-
-
-def write_ratings_csv(folder: Path, ratings: list[Rating]) -> None:
-    rows = [",".join(map(str, row)) for row in ratings]
-    write(folder / "ratings.csv", ["userId,movieId,rating,timestamp", *rows])
-    movies = [f'{item},"{title(item)}",Comedy|Drama' for item in range(1, 13)]
-    write(folder / "movies.csv", ["movieId,title,genres", *movies])
 
 
 def write_udata(folder: Path, ratings: list[Rating]) -> None:
@@ -58,31 +54,11 @@ def write_udata(folder: Path, ratings: list[Rating]) -> None:
     write(folder / "u.item", movies, "latin-1")
 
 
-def write(path: Path, lines: list[str], encoding: str = "utf-8") -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(("\n".join(lines) + "\n").encode(encoding))
-    return path
-
-
 def naive_histories(ratings: list[Rating]) -> dict[int, list[int]]:
     by_user: dict[int, list[int]] = {}
     for user, item, _, _ in sorted(ratings, key=lambda row: (row[0], row[3])):
         by_user.setdefault(user, []).append(item)
     return by_user
-
-
-def histories_of(dataset: Dataset) -> dict[Any, list[Any]]:
-    users = pd.read_parquet(dataset.folder / "arrays" / "user_ids.parquet")["user_id"]
-    item_ids = pd.read_csv(dataset.folder / "items.csv")["item_id"].to_numpy()
-    return {
-        user: item_ids[dataset.items[dataset.indptr[row] : dataset.indptr[row + 1]] - 1].tolist()
-        for row, user in enumerate(users)
-    }
-
-
-def import_to(output: Path, source: Path, **options: Any) -> Dataset:
-    import_dataset(source, output, ImportOptions(**({"k_core": 1} | options)))
-    return open_dataset(output)
 
 
 @pytest.mark.parametrize("writer", [write_ratings_dat, write_ratings_csv, write_udata])

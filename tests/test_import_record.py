@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from client_app.data import Dataset, open_dataset
 from shared_model.errors import DataError
-from tests.fuzzing import cases, outcome
-from tests.test_import import histories_of, import_to, write
+from tests.support.fuzzing import cases, outcome
+from tests.support.imports import histories_of, import_to, write
 from tools import cli
 from tools.importers import ImportOptions, import_dataset
 

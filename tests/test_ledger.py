@@ -18,10 +18,10 @@ from server_app.strategy import StageStrategy
 from shared_model.errors import ConfigError, RoundError
 from shared_model.model import ModelShape, build, read_groups
 from shared_model.stages import stage_of
-from tests.private_runs import DP, cut_in, losing
-from tests.test_round import last_round
-from tests.test_stages import SETTINGS as STAGED
-from tests.test_stages import write_mixed
+from tests.support.private_runs import DP, cut_in, losing
+from tests.support.rounds import last_round
+from tests.support.staged import SETTINGS as STAGED
+from tests.support.staged import write_mixed
 from tools.in_process import run_in_process
 
 

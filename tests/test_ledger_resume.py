@@ -13,8 +13,8 @@ from server_app.rounds import StageRun
 from server_app.strategy import StageStrategy
 from shared_model.errors import ConfigError, ManifestError
 from tests.conftest import CutError
-from tests.private_runs import DP, cut_in
-from tests.test_round import last_round, without_seconds
+from tests.support.private_runs import DP, cut_in
+from tests.support.rounds import last_round, without_seconds
 
 
 @pytest.mark.usefixtures("one_secret")

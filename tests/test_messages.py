@@ -17,8 +17,8 @@ from shared_model.memory import NOVELTY_BINS
 from shared_model.messages import NodeReport
 from shared_model.metrics import MetricSums, Ranks
 from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
-from tests.secrets_of_users import secrets_of
-from tests.test_stages import write_mixed
+from tests.support.secrets_of_users import secrets_of
+from tests.support.staged import write_mixed
 from tools.in_process import InProcessGrid
 
 PLAN = RoundPlan(1, 7, 3, 0.1, 2, 0.3, "targets", 0.2, "app", "catalogue")

@@ -4,26 +4,33 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from shared_model.dropout import Dropout
-from shared_model.mixture import Candidates, Memories, Mixture, mask_repeated_targets
-from tests.naive_mixture import B, D, N, World, naive_scores, random_mixture, random_world, unit
-from tests.naive_mixture import L as BANK
+from shared_model.mixture import Candidates, Memories, mask_repeated_targets
+from tests.support.asking_mixtures import (
+    ROUTED,
+    ask,
+)
+from tests.support.naive_mixture import (
+    B,
+    D,
+    N,
+    World,
+    naive_scores,
+    random_mixture,
+    random_world,
+    unit,
+)
+from tests.support.naive_mixture import L as BANK
 
-ROUTED = pytest.mark.parametrize("routed", [False, True], ids=["uniform", "routed"])
 SHARED = pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def ask(mixture: Mixture, world: World) -> Tensor:
-    scores: Tensor = mixture(world.sequence, world.items, world.memories).scores
-    return scores
 
 
 @ROUTED

@@ -11,8 +11,8 @@ from torch.nn import functional
 from shared_model.mixture import Candidates, Memories
 from shared_model.model import ModelShape, Recommender, build
 from shared_model.stages import STAGES, group_of
-from tests.naive_mixture import HEADS, D, N, S, V, World, random_mixture, random_world, unit
-from tests.test_mixture import ROUTED, ask
+from tests.support.asking_mixtures import ROUTED, ask
+from tests.support.naive_mixture import HEADS, D, N, S, V, World, random_mixture, random_world, unit
 
 SHAPE = ModelShape(num_items=30, hidden=D, heads=HEADS, blocks=1, max_length=9, visual=V, text=S)
 

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 
 from client_app.data import Dataset, open_dataset
 from client_app.groups import candidates
-from tests.test_import import histories_of, import_to, write
-from tests.test_runs import SHORT, Feddmmr, feddmmr, manifest  # noqa: F401 (a fixture)
+from tests.support.imports import histories_of, import_to, write
+from tests.support.runs_command import SHORT, Feddmmr, manifest
 from tools.in_process import run_in_process
 
 HEADER = "user_id,item_id,timestamp"
@@ -137,7 +137,7 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_a_new_item_can_be_recommended(
-    feddmmr: Feddmmr,  # noqa: F811
+    feddmmr: Feddmmr,
     growing: tuple[Path, Path],
 ) -> None:
     """By Stage 3 among the best 3 of 11 that a user has not met; Stage 1 has no say about it."""

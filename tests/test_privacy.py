@@ -7,38 +7,18 @@ import sys
 from collections import Counter
 
 import pytest
-from scipy.special import comb, log_ndtr, ndtr
+from scipy.special import comb
 from typer.testing import CliRunner
 
 from server_app.privacy import Mechanism, affordable, epsilon, noise_for
 from shared_model.errors import ConfigError
+from tests.support.divergences import (
+    gaussian_delta,
+    sampled_delta,
+)
 from tools.cli import app
 
 DELTA = 1e-5
-
-
-def gaussian_delta(eps: float, mu: float) -> float:
-    """The Gaussian mechanism, Balle and Wang (ICML 2018), theorem 8; ``mu`` = sensitivity / std."""
-    return float(ndtr(mu / 2 - eps / mu) - math.exp(eps + log_ndtr(-mu / 2 - eps / mu)))
-
-
-def sampled_delta(eps: float, rate: float, multiplier: float) -> float:
-    """One Poisson-sampled Gaussian: the larger of the hockey sticks of (1-q) N(0) + q N(1) against
-    N(0), and the reverse, by where the losses cross ``eps``."""
-
-    def crossing(level: float) -> float:  # x where 1 - q + q exp((2x - 1) / 2 s^2) = level
-        return multiplier**2 * math.log((level - 1 + rate) / rate) + 0.5
-
-    def above(x: float, mean: float) -> float:
-        return float(ndtr((mean - x) / multiplier))
-
-    x = crossing(math.exp(eps))
-    removed = (1 - rate) * above(x, 0) + rate * above(x, 1) - math.exp(eps) * above(x, 0)
-    if math.exp(-eps) <= 1 - rate:
-        return removed
-    x = crossing(math.exp(-eps))
-    mixture = (1 - rate) * (1 - above(x, 0)) + rate * (1 - above(x, 1))
-    return max(removed, 1 - above(x, 0) - math.exp(eps) * mixture)
 
 
 def moments_epsilon(rate: float, multiplier: float, rounds: int) -> float:

@@ -14,7 +14,7 @@ from server_app import privacy
 from server_app.privacy import Mechanism, Spending, affordable, epsilon, noise_for
 from server_app.privacy_losses import divergences, losses_of_round
 from shared_model.promise import MOST_NOISE
-from tests.test_privacy import gaussian_delta, sampled_delta
+from tests.support.divergences import gaussian_delta, sampled_delta
 from tools.cli import app
 
 Stages = list[tuple[float, float, int]]  # rate, noise multiplier, rounds

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_features_encode import ARCHITECTURE
+from tests.support.encoders import ARCHITECTURE
 from tools.federation import eventually, free_ports, processes_of
 
 pytestmark = [

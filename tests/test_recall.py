@@ -15,7 +15,7 @@ from shared_model.model import ModelShape, build
 from shared_model.plan import MixturePlan
 from shared_model.stages import STAGES
 from tests.conftest import MakeDataset
-from tests.naive_mixture import HEADS, D, S, V, random_mixture, unit
+from tests.support.naive_mixture import HEADS, D, S, V, random_mixture, unit
 
 ITEMS, SLOTS = 40, 9
 PLAN = MixturePlan("", 5, 4, 0.3, 2.0, 8, 8, 0.2, 0.5, 0.1, 0.1, 0.1, 0.01)

@@ -24,9 +24,9 @@ from shared_model.errors import ConfigError
 from shared_model.mixture import Candidates, Memories, Mixture
 from shared_model.stages import STAGES
 from tests.conftest import MakeDataset
-from tests.naive_mixture import HEADS, D, S, V, random_world
-from tests.test_runs import SHORT, Feddmmr, feddmmr, manifest  # noqa: F401 (a fixture)
-from tests.test_stages import write_mixed
+from tests.support.naive_mixture import HEADS, D, S, V, random_world
+from tests.support.runs_command import SHORT, Feddmmr, manifest
+from tests.support.staged import write_mixed
 from tools.in_process import run_in_process
 from tools.recommend import Adviser, rank_of, recommend
 from tools.recommend_parts import PARTS, parts_of
@@ -157,7 +157,7 @@ def test_what_an_item_remembers_is_what_forgetting_it_changes(
 
 
 def test_the_command_recommends_with_reasons(
-    feddmmr: Feddmmr,  # noqa: F811
+    feddmmr: Feddmmr,
     trained: tuple[Run, Dataset],
 ) -> None:
     run, dataset = trained
@@ -195,7 +195,7 @@ def test_the_command_recommends_with_reasons(
 
 
 def test_a_history_is_remembered_once_however_much_is_listed(
-    feddmmr: Feddmmr,  # noqa: F811
+    feddmmr: Feddmmr,
     trained: tuple[Run, Dataset],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -225,7 +225,7 @@ def test_a_history_is_remembered_once_however_much_is_listed(
 
 @pytest.mark.parametrize(("stage", "possible"), [(1, 36), (3, 40)])
 def test_who_has_met_everything_is_told_so(
-    feddmmr: Feddmmr,  # noqa: F811
+    feddmmr: Feddmmr,
     trained: tuple[Run, Dataset],
     stage: int,
     possible: int,
@@ -261,7 +261,7 @@ def test_who_has_met_everything_is_told_so(
     ],
 )
 def test_what_is_unclear_is_refused_in_one_line(
-    feddmmr: Feddmmr,  # noqa: F811
+    feddmmr: Feddmmr,
     trained: tuple[Run, Dataset],
     options: list[str],
     named: str,
@@ -275,7 +275,7 @@ def test_what_is_unclear_is_refused_in_one_line(
 
 
 def test_a_site_may_ask_for_its_users_but_not_for_another_catalogue(
-    feddmmr: Feddmmr,  # noqa: F811
+    feddmmr: Feddmmr,
     trained: tuple[Run, Dataset],
     tmp_path: Path,
 ) -> None:
@@ -301,7 +301,7 @@ def test_a_site_may_ask_for_its_users_but_not_for_another_catalogue(
 
 
 def test_an_unfinished_stage_and_a_damaged_checkpoint_are_refused(
-    feddmmr: Feddmmr,  # noqa: F811
+    feddmmr: Feddmmr,
     trained: tuple[Run, Dataset],
     tmp_path: Path,
     demo_folder: Path,

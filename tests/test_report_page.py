@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_runs import runs  # noqa: F401 (a fixture)
 from tools.runs_read import read_run
 from tools.runs_report import write_report
 
@@ -29,7 +28,7 @@ def browser() -> str:
 
 
 @pytest.fixture(scope="module")
-def page(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def page(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run of all stages, alone in its folder: the PNG files are moved away."""
     home, dataset = runs
     out = tmp_path_factory.mktemp("page") / "report"

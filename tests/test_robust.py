@@ -19,7 +19,7 @@ from shared_model import messages
 from shared_model.model import Arrays
 from shared_model.plan import LocalUpdate
 from shared_model.stages import stage_of
-from tests.test_strategy import ARRAYS, CENSUS, SETTINGS, answer
+from tests.support.strategy import ARRAYS, CENSUS, SETTINGS, answer
 from tools.in_process import InProcessGrid, run_in_process
 
 LIKE = {"a": torch.zeros(4, 3), "b": torch.zeros(5)}

@@ -11,20 +11,11 @@ from shared_model.errors import ManifestError
 from shared_model.model import ModelShape, build, read_groups
 from shared_model.stages import stage_of
 from tests.conftest import CutError, checkpoint
+from tests.support.rounds import (
+    last_round,
+    without_seconds,
+)
 from tools.in_process import InProcessGrid, run_in_process
-
-
-def last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Collects the arrays of each stage's last round, whatever round was the best."""
-    seen: dict[str, Any] = {}
-    original = StageRun._save_last
-
-    def spy(self: StageRun, round_: int, arrays: Any) -> None:
-        seen[self.manifest.data["run"]] = {n: v.clone() for n, v in arrays.items()}
-        original(self, round_, arrays)
-
-    monkeypatch.setattr(StageRun, "_save_last", spy)
-    return seen
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -135,14 +126,6 @@ def cut_at(run: Any, monkeypatch: pytest.MonkeyPatch, at: int, settings: dict[st
         patch.setattr(StageRun, "_finish_round", cut)
         with pytest.raises(CutError):
             run(2, run="cut", **settings)
-
-
-def without_seconds(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Stage 1's record, less what a clock says."""
-    stage: dict[str, Any] = manifest["stages"]["1"]
-    for entry in stage["rounds"]:
-        entry.pop("seconds")
-    return stage
 
 
 # Validated are rounds 0, 2, 4 and 5; the others are saved as often as checkpoint-every says.

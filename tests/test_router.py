@@ -18,7 +18,7 @@ from shared_model.router import (
     uniform_weights,
 )
 from shared_model.stages import STAGES
-from tests.naive_mixture import (
+from tests.support.naive_mixture import (
     HEADS,
     D,
     N,

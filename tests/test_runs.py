@@ -4,12 +4,9 @@ How the report looks in a browser is in test_report_page.py. Over 300 lines on p
 reads the same few runs, which are trained once.
 """
 
-import json
 import re
 import resource
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,13 @@ from server_app.manifest import open_manifest
 from server_app.rounds import StageRun
 from shared_model.stages import STAGES
 from tests.conftest import CutError, MakeDataset
-from tests.test_stages import SETTINGS, edit_manifest, watching, write_mixed
-from tools import cli, runs_report, runs_verify
+from tests.support.runs_command import (
+    SHORT,
+    Feddmmr,
+    manifest,
+)
+from tests.support.staged import edit_manifest
+from tools import runs_report, runs_verify
 from tools.baselines import evaluate_baselines
 from tools.in_process import run_in_process
 from tools.runs_compare import difference
@@ -31,53 +33,12 @@ from tools.runs_plots import epsilons
 from tools.runs_read import Run, size, spoken
 from tools.runs_verify import Check
 
-Feddmmr = Callable[..., tuple[int, str, str]]
-SHORT = SETTINGS | {"num_rounds": 2}
-
-
-@pytest.fixture
-def feddmmr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Feddmmr:
-    """Calls `feddmmr ARGUMENTS` in this process: its exit code, stdout and stderr."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["feddmmr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A home with four runs, and the dataset: all stages, other settings, cut off, Stage 1 only."""
-    folder = tmp_path_factory.mktemp("runs")
-    home, dataset = folder / "home", write_mixed(folder / "dataset")
-    given = {"home": str(home), "dataset": str(dataset)}
-    run_in_process(2, **(SHORT | given | {"run": "whole"}))
-    run_in_process(2, **(SHORT | given | {"run": "other", "dropout": 0.2, "stage": 1}))
-    run_in_process(1, **(SHORT | given | {"run": "short", "num_rounds": 1, "stage": 1}))
-
-    def cut() -> None:
-        raise CutError
-
-    with watching((2, 1), cut), pytest.raises(CutError):
-        run_in_process(2, **(SHORT | given | {"run": "cut"}))
-    return home, dataset
-
 
 def copied(runs: tuple[Path, Path], tmp_path: Path) -> Path:
     """The run "whole" alone, as "default", in a home that a test may damage."""
     home = tmp_path / "home"
     shutil.copytree(runs[0] / "runs/whole", home / "runs/default")
     return home
-
-
-def manifest(home: Path, run: str) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads((home / "runs" / run / "manifest.json").read_bytes())
-    return data
 
 
 def test_list_has_every_run_and_how_far_it_came(

@@ -2,33 +2,26 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
-from server_app.census import Census
 from server_app.optimizers import ServerOptimizer
 from server_app.strategy import StageStrategy
 from shared_model import messages
-from shared_model.config import default_config, parse_settings
 from shared_model.errors import RoundError, WorkerError
-from shared_model.messages import NodeReport
 from shared_model.metrics import MetricSums, Ranks
 from shared_model.plan import MIXTURE_LOGS, LocalUpdate, MixturePlan
 from shared_model.stages import stage_of
-from tools.in_process import InProcessGrid
-
-DEFAULTS = default_config(Path(__file__).parents[1] / "pyproject.toml")
-CONFIG = {"server-optimizer": "sgd", "server-learning-rate": 0.5, "server-schedule": "constant"}
-SETTINGS = parse_settings(DEFAULTS | CONFIG)
-NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0, "app", 5)
-CENSUS = Census(
-    {70 + i: dataclasses.replace(NODE, name=f"partition-{i}", partition=i) for i in range(3)}
+from tests.support.strategy import (
+    ARRAYS,
+    CENSUS,
+    SETTINGS,
+    answer,
 )
-ARRAYS = messages.to_record({"a": torch.tensor([1.0, 2.0, 3.0])})
+from tools.in_process import InProcessGrid
 
 
 @pytest.fixture
@@ -43,11 +36,6 @@ def strategy(grid: InProcessGrid) -> StageStrategy:
 
 def requests(strategy: StageStrategy, grid: InProcessGrid) -> list[Message]:
     return list(strategy.configure_train(1, ARRAYS, ConfigRecord(), grid))
-
-
-def answer(request: Message, content: RecordDict) -> Message:
-    request.metadata.__dict__["_message_id"] = "id"
-    return Message(content, reply_to=request)
 
 
 def update(values: list[float], weight: float) -> RecordDict:

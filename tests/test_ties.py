@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from client_app.data import open_dataset
 from shared_model.errors import DataError
-from tests.fuzzing import cases
-from tests.test_import import Rating, histories_of, import_to, write, write_ratings_csv
+from tests.support.fuzzing import cases
+from tests.support.imports import Rating, histories_of, import_to, write, write_ratings_csv
 from tools.importers import split_dataset
 from tools.ties import users_sharing_newest_time
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests.test_stages import SETTINGS
+from tests.support.staged import SETTINGS
 from tools.in_process import run_in_process
 
 NODES, RUN = 3, "deployed"

@@ -1,0 +1,26 @@
+"""A strategy's round without nodes: what is sent and answered."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from flwr.app import Message, RecordDict
+
+from server_app.census import Census
+from shared_model import messages
+from shared_model.config import default_config, parse_settings
+from shared_model.messages import NodeReport
+
+DEFAULTS = default_config(Path(__file__).parents[1] / "pyproject.toml")
+CONFIG = {"server-optimizer": "sgd", "server-learning-rate": 0.5, "server-schedule": "constant"}
+SETTINGS = parse_settings(DEFAULTS | CONFIG)
+NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0, "app", 5)
+CENSUS = Census(
+    {70 + i: dataclasses.replace(NODE, name=f"partition-{i}", partition=i) for i in range(3)}
+)
+ARRAYS = messages.to_record({"a": torch.tensor([1.0, 2.0, 3.0])})
+
+
+def answer(request: Message, content: RecordDict) -> Message:
+    request.metadata.__dict__["_message_id"] = "id"
+    return Message(content, reply_to=request)
