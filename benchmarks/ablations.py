@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from client_app.compile import write_dataset
-from client_app.content import unit_rows
-from client_app.data import Dataset
-from shared_model.config import Value
+from client_app.data.compile import write_dataset
+from client_app.data.content import unit_rows
+from client_app.data.dataset import Dataset
+from feddmmr.data.reading import readers
+from feddmmr.data.reading.source import Layout
+from feddmmr.features.analysis import squeeze
 from shared_model.fingerprint import file_sha256
-from tools import readers
-from tools.analysis import squeeze
-from tools.source import Layout
+from shared_model.protocol.config import Value
 
 Changes = Mapping[str, Value]  # run-config keys
 

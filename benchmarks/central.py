@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from client_app.data import Dataset, open_dataset, pad_batch
-from client_app.evaluate import evaluate_users
-from client_app.losses import full_softmax
-from shared_model.dropout import Dropout
-from shared_model.metrics import Report
-from shared_model.model import ModelShape, Recommender, build
-from shared_model.sasrec import PAD
+from client_app.data.dataset import Dataset, open_dataset, pad_batch
+from client_app.evaluation.evaluate import evaluate_users
+from client_app.training.losses import full_softmax
+from shared_model.model.dropout import Dropout
+from shared_model.model.recommender import ModelShape, Recommender, build
+from shared_model.model.sasrec import PAD
+from shared_model.protocol.metrics import Report
 from shared_model.seeds import mix, rng, stable_hash
 
 

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from shared_model import messages
-from shared_model.config import Value
-from tools.in_process import InProcessGrid
+from feddmmr.launch.in_process import InProcessGrid
+from shared_model.protocol import messages
+from shared_model.protocol.config import Value
 
 Change = Callable[[RecordDict], None]  # of a reply to "train", in place
 

@@ -26,14 +26,14 @@ from rich.table import Table
 from benchmarks.fault_cases import FAULTS, UNDISTURBED, Fault, FaultyGrid
 from benchmarks.fault_stock import outcome
 from benchmarks.output import write_json
+from feddmmr.launch.command import merge, own_app
+from feddmmr.launch.in_process import InProcessGrid
 from server_app.app import federate
-from server_app.manifest import Record
-from shared_model import messages
-from shared_model.config import AGGREGATIONS, Value, default_config, key_of, parse_settings
+from server_app.record.manifest import Record
 from shared_model.errors import ConfigError, DataError, FedDMMRError
-from shared_model.metrics import MetricSums
-from tools.in_process import InProcessGrid
-from tools.run_command import merge, own_app
+from shared_model.protocol import messages
+from shared_model.protocol.config import AGGREGATIONS, Value, default_config, key_of, parse_settings
+from shared_model.protocol.metrics import MetricSums
 
 NAMES = [fault.name for fault in FAULTS]
 PASSED = 0.98  # of the undisturbed HR@10

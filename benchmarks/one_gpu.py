@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.output import write_json
+from feddmmr.launch.command import by_stage, checked, merge, own_app
+from feddmmr.launch.in_process import InProcessGrid
 from server_app.app import federate
-from server_app.manifest import Record
-from shared_model import messages
-from shared_model.config import Value, key_of, parse_settings
+from server_app.record.manifest import Record
 from shared_model.errors import DataError, FedDMMRError
-from shared_model.model import Arrays
-from tools.in_process import InProcessGrid
-from tools.run_command import by_stage, checked, merge, own_app
+from shared_model.model.recommender import Arrays
+from shared_model.protocol import messages
+from shared_model.protocol.config import Value, key_of, parse_settings
 
 Config = dict[str, Value]
 

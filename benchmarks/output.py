@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from server_app.checkpoint import write_atomically
+from server_app.record.checkpoint import write_atomically
 
 
 def write_json(path: Path, found: Any) -> None:

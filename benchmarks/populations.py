@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from client_app.compile import write_dataset
-from client_app.data import open_dataset
+from client_app.data.compile import write_dataset
+from client_app.data.dataset import open_dataset
+from feddmmr.data.reading.readers import read_items
 from shared_model.errors import DataError
 from shared_model.seeds import rng, stable_hash
-from tools.readers import read_items
 
 _LENGTHS = (10, 31)  # interactions of a made-up user, the last number excluded
 

@@ -19,15 +19,15 @@ from typing import Any
 from benchmarks.ablations import BACKBONE, NAMES, Changes, Row, squeezed_dataset, table_rows
 from benchmarks.output import write_json
 from benchmarks.quality_table import print_table
-from client_app.compile import publish, temporary_sibling
-from client_app.content import content_dims
-from client_app.data import Dataset, open_dataset
-from server_app.checkpoint import load_checkpoint
-from server_app.manifest import Record, open_manifest
-from shared_model.config import key_of
+from client_app.data.compile import publish, temporary_sibling
+from client_app.data.content import content_dims
+from client_app.data.dataset import Dataset, open_dataset
+from feddmmr.launch.command import checked, merge, own_app
+from feddmmr.launch.in_process import run_in_process
+from server_app.record.checkpoint import load_checkpoint
+from server_app.record.manifest import Record, open_manifest
 from shared_model.errors import ConfigError, DataError, FedDMMRError, ManifestError
-from tools.in_process import run_in_process
-from tools.run_command import checked, merge, own_app
+from shared_model.protocol.config import key_of
 
 RUN, LOG = "quality", "log.txt"
 # What the benchmark or its own options set: --set may not.

@@ -27,17 +27,17 @@ from rich.table import Table
 
 from benchmarks.output import write_json
 from benchmarks.populations import made_up
-from client_app.data import open_dataset
-from server_app.asking import Asking
-from server_app.census import take_census
-from server_app.optimizers import ServerOptimizer
-from server_app.strategy import StageStrategy
-from shared_model.config import Value, default_config, parse_settings
+from client_app.data.dataset import open_dataset
+from feddmmr.launch.command import merge, own_app
+from feddmmr.launch.in_process import InProcessGrid
+from server_app.aggregation.optimizers import ServerOptimizer
+from server_app.nodes.census import take_census
+from server_app.rounds.exchange import Asking
+from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import FedDMMRError, RoundError
-from shared_model.model import Arrays, build, read_groups
+from shared_model.model.recommender import Arrays, build, read_groups
+from shared_model.protocol.config import Value, default_config, parse_settings
 from shared_model.stages import stage_of
-from tools.in_process import InProcessGrid
-from tools.run_command import merge, own_app
 
 Row = dict[str, Any]
 _WARM = 1  # rounds

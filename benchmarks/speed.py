@@ -36,11 +36,11 @@ from rich.table import Table
 
 from benchmarks.output import write_json
 from benchmarks.populations import some_users
-from benchmarks.speed_flower import Flower, own_flower
-from benchmarks.speed_work import Work, Workers, engine_round, open_work, plain_round
-from shared_model.config import Value, default_config
+from benchmarks.speed_parts.flower import Flower, own_flower
+from benchmarks.speed_parts.work import Work, Workers, engine_round, open_work, plain_round
+from feddmmr.launch.command import merge, own_app
 from shared_model.errors import FedDMMRError
-from tools.run_command import merge, own_app
+from shared_model.protocol.config import Value, default_config
 
 Row = dict[str, Any]  # what, stage, users, seconds, cpu_seconds of each measurement
 _NOVELTY = 0.35  # fixed, so that no round depends on finding it

@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.output import write_json
+from feddmmr.launch.command import merge, own_app
+from feddmmr.launch.in_process import InProcessGrid
 from server_app.app import federate
-from shared_model import messages
-from shared_model.config import Value, default_config, parse_settings
 from shared_model.errors import FedDMMRError
-from tools.in_process import InProcessGrid
-from tools.run_command import merge, own_app
+from shared_model.protocol import messages
+from shared_model.protocol.config import Value, default_config, parse_settings
 
 
 @dataclass(frozen=True)

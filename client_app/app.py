@@ -5,14 +5,14 @@ from collections.abc import Callable
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client_app.clipping import covered
-from client_app.evaluate import evaluate_users
+from client_app.evaluation.evaluate import evaluate_users
 from client_app.node import Node, open_node
-from client_app.train import train_round
-from shared_model import messages
+from client_app.training.clipping import covered
+from client_app.training.train import train_round
 from shared_model.errors import FedDMMRError
-from shared_model.model import load_groups
-from shared_model.plan import LocalUpdate, RoundPlan
+from shared_model.model.recommender import load_groups
+from shared_model.protocol import messages
+from shared_model.protocol.plan import LocalUpdate, RoundPlan
 from shared_model.stages import stage_of
 
 app = ClientApp()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from shared_model.errors import NodeError
 from shared_model.fingerprint import arrays_sha256
-from shared_model.model import Arrays
+from shared_model.model.recommender import Arrays
 
 _MOST = 16  # files: a run has one for each of Stages 2 and 3, and several runs may share a home
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from client_app.clipping import with_noise
-from client_app.content import content_dims, open_content
-from client_app.data import (
+from client_app.data.content import content_dims, open_content
+from client_app.data.dataset import (
     Dataset,
     Rows,
     has_training,
@@ -19,18 +18,26 @@ from client_app.data import (
     open_dataset,
     partition_rows,
 )
-from client_app.demo import demo_dataset
+from client_app.data.demo import demo_dataset
 from client_app.frozen import keep_frozen, read_frozen
-from client_app.novelty import count_novelty, sample_share
-from client_app.recall import Recall
-from shared_model.config import Settings, Value, parse_settings
+from client_app.memory.cache import Recall
+from client_app.memory.novelty import count_novelty, sample_share
+from client_app.training.clipping import with_noise
 from shared_model.errors import ConfigError, NodeError
 from shared_model.fingerprint import app_sha256, arrays_sha256
-from shared_model.memory import Ints, MemorySettings
-from shared_model.messages import NodeReport
-from shared_model.model import Arrays, ModelShape, Recommender, build, load_groups, read_groups
-from shared_model.noise import keep_secret
-from shared_model.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
+from shared_model.memory.memory import Ints, MemorySettings
+from shared_model.model.recommender import (
+    Arrays,
+    ModelShape,
+    Recommender,
+    build,
+    load_groups,
+    read_groups,
+)
+from shared_model.protocol.config import Settings, Value, parse_settings
+from shared_model.protocol.gaussian import keep_secret
+from shared_model.protocol.messages import NodeReport
+from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import Stage
 
 _FEATURE_FACTS = ("visual_dim", "text_dim", "visual_coverage", "text_coverage", "encoders")

@@ -7,22 +7,28 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server_app import report
-from server_app.census import Census, take_census
-from server_app.checkpoint import load_checkpoint
-from server_app.events import require_writer
-from server_app.ledger import Ledger, can_go_on, open_ledger, remove_secrets, require_one_promise
-from server_app.manifest import Manifest, Record, open_manifest
-from server_app.noising import noising_of
-from server_app.novelty import novelty_threshold
-from server_app.optimizers import ServerOptimizer
-from server_app.rounds import StageRun
-from server_app.strategy import StageStrategy
-from shared_model.config import Settings, parse_settings
+from server_app.aggregation.optimizers import ServerOptimizer
+from server_app.nodes.census import Census, take_census
+from server_app.nodes.novelty import novelty_threshold
+from server_app.privacy.ledger import (
+    Ledger,
+    can_go_on,
+    open_ledger,
+    remove_secrets,
+    require_one_promise,
+)
+from server_app.privacy.mechanism import noising_of
+from server_app.record import report
+from server_app.record.checkpoint import load_checkpoint
+from server_app.record.manifest import Manifest, Record, open_manifest
+from server_app.record.tensorboard import require_writer
+from server_app.rounds.loop import StageRun
+from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import ConfigError, DataError, FedDMMRError, ManifestError
 from shared_model.fingerprint import app_sha256, arrays_sha256
-from shared_model.model import Recommender, build, load_groups, read_groups
-from shared_model.router import MODALITIES
+from shared_model.model.recommender import Recommender, build, load_groups, read_groups
+from shared_model.model.router import MODALITIES
+from shared_model.protocol.config import Settings, parse_settings
 from shared_model.stages import STAGES, Stage, stage_of
 
 app = ServerApp()

@@ -10,18 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from client_app.compile import write_dataset
-from client_app.data import Dataset, open_dataset
-from client_app.demo import demo_dataset
-from server_app import ledger
-from shared_model.noise import draw_secret
-from tools.importers import ImportOptions, import_dataset
-from tools.in_process import run_in_process
+from client_app.data.compile import write_dataset
+from client_app.data.dataset import Dataset, open_dataset
+from client_app.data.demo import demo_dataset
+from feddmmr.data.importers import ImportOptions, import_dataset
+from feddmmr.launch.in_process import run_in_process
+from server_app.privacy import ledger
+from shared_model.protocol.gaussian import draw_secret
+from tests.support.paths import DATA
 
 pytest_plugins = ["tests.support.staged", "tests.support.runs_command"]  # their fixtures
 
 MakeDataset = Callable[..., Dataset]
-ML1M = Path(__file__).parents[2] / "shared" / "data" / "ml-1m"
+ML1M = DATA / "ml-1m"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from server_app.app import VERSION
 from shared_model.stages import STAGES
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("client_app", "server_app", "shared_model", "tools", "benchmarks")
+PACKAGES = ("client_app", "server_app", "shared_model", "feddmmr", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -52,7 +52,8 @@ def test_versions_agree() -> None:
 def test_the_apps_start_light() -> None:
     """A message may be a new process: it imports no pandas, pyarrow, ray or torch's compiler."""
     code = (
-        "import sys, client_app.app; from shared_model import model, stages; "
+        "import sys, client_app.app; from shared_model import stages; "
+        "from shared_model.model import recommender as model; "
         "shape = model.ModelShape(9, 8, 2, 1, 5, 512, 384); "
         "[model.build(shape, 0, stage=stage) for stage in stages.STAGES.values()]; "
         "heavy = ('pandas', 'pyarrow', 'ray', 'scipy', 'torch._dynamo', 'sympy'); "

@@ -3,7 +3,7 @@
 import pytest
 from torch import Tensor
 
-from shared_model.mixture import Mixture
+from shared_model.model.mixture import Mixture
 from tests.support.naive_mixture import World
 
 ROUTED = pytest.mark.parametrize("routed", [False, True], ids=["uniform", "routed"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tools import cli
+from feddmmr import cli
 
 ITEMS, USERS = 150, 60
 RUN: dict[str, Any] = {

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from feddmmr.launch.in_process import run_in_process
 from tests.support.staged import SETTINGS
-from tools.in_process import run_in_process
 
 NODES, RUN = 3, "deployed"
 # One round a stage, since each message costs seconds: a node starts a Python for it.

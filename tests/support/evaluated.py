@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from client_app.content import Content
-from client_app.data import Dataset
-from client_app.evaluate import evaluate_users
-from client_app.recall import Recall
-from shared_model.memory import MemorySettings
-from shared_model.metrics import MetricSums
+from client_app.data.content import Content
+from client_app.data.dataset import Dataset
+from client_app.evaluation.evaluate import evaluate_users
+from client_app.memory.cache import Recall
+from shared_model.memory.memory import MemorySettings
+from shared_model.protocol.metrics import MetricSums
 from tests.support.naive_evaluation import (
     ITEMS,
     SEED,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from shared_model.config import Value
-from tools.federation import processes_of
+from feddmmr.launch.federation import processes_of
+from shared_model.protocol.config import Value
 
 PROGRAM = str(Path(sys.executable).with_name("feddmmr"))
 THREE_ROUNDS: dict[str, Value] = {

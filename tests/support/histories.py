@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from client_app.data import (
+from client_app.data.dataset import (
     Dataset,
 )
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from client_app.data import Dataset, open_dataset
-from tools.importers import ImportOptions, import_dataset
+from client_app.data.dataset import Dataset, open_dataset
+from feddmmr.data.importers import ImportOptions, import_dataset
 
 Rating = tuple[int, int, int, int]
 

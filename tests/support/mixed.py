@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from client_app.data import Dataset
-from shared_model.model import ModelShape, Recommender, build
-from shared_model.plan import MixturePlan, RoundPlan
+from client_app.data.dataset import Dataset
+from shared_model.model.recommender import ModelShape, Recommender, build
+from shared_model.protocol.plan import MixturePlan, RoundPlan
 from shared_model.stages import STAGES
 from tests.conftest import MakeDataset
 from tests.support.naive_mixture import HEADS, D, S, V

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client_app.compile import write_dataset
-from client_app.data import Dataset, open_dataset
-from shared_model.metrics import CUTOFFS, SAMPLED, Report
-from shared_model.mixture import Candidates, Memories, Scores
-from shared_model.model import ModelShape
+from client_app.data.compile import write_dataset
+from client_app.data.dataset import Dataset, open_dataset
+from shared_model.model.mixture import Candidates, Memories, Scores
+from shared_model.model.recommender import ModelShape
+from shared_model.protocol.metrics import CUTOFFS, SAMPLED, Report
 from shared_model.seeds import mix, stable_hash, user_key
 
 ITEMS, SEED, MAX_LENGTH = 260, 5, 8

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared_model.experts import _PICTURE_SCALE as PICTURE_SCALE
-from shared_model.fusion import _FAMILIARITY_SCALE as FAMILIARITY_SCALE
-from shared_model.mixture import Candidates, Memories, Mixture
+from shared_model.model.experts import _PICTURE_SCALE as PICTURE_SCALE
+from shared_model.model.fusion import _FAMILIARITY_SCALE as FAMILIARITY_SCALE
+from shared_model.model.mixture import Candidates, Memories, Mixture
 
 B, P, N, L = 3, 2, 5, 7  # users, positions, candidates, items of a bank
 D, V, S, HEADS = 8, 12, 6, 2

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from server_app.rounds import StageRun
+from feddmmr.launch.in_process import InProcessGrid
+from server_app.rounds.loop import StageRun
 from tests.conftest import CutError
-from tools.in_process import InProcessGrid
 
 DP: dict[str, Any] = {
     "dp_clip_norm": 0.05,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from server_app.rounds import StageRun
+from server_app.rounds.loop import StageRun
 
 
 def last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

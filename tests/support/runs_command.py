@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from feddmmr import cli
+from feddmmr.launch.in_process import run_in_process
 from tests.conftest import CutError
 from tests.support.staged import SETTINGS, watching, write_mixed
-from tools import cli
-from tools.in_process import run_in_process
 
 Feddmmr = Callable[..., tuple[int, str, str]]
 SHORT = SETTINGS | {"num_rounds": 2}

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from client_app.content import open_content
-from client_app.data import Dataset
+from client_app.data.content import open_content
+from client_app.data.dataset import Dataset
 
 _ITEMS = 5  # of a history, one after another: in random bytes once in 10^9 histories
 _VALUES = 8  # of a row of features

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from client_app.compile import write_dataset
-from server_app.manifest import open_manifest
-from server_app.rounds import StageRun
-from shared_model import messages
-from shared_model.model import Arrays, ModelShape
-from tools.in_process import InProcessGrid, run_in_process
+from client_app.data.compile import write_dataset
+from feddmmr.launch.in_process import InProcessGrid, run_in_process
+from server_app.record.manifest import open_manifest
+from server_app.rounds.loop import StageRun
+from shared_model.model.recommender import Arrays, ModelShape
+from shared_model.protocol import messages
 
 ITEMS, COLD, NODES = 40, {4, 9, 17, 40}, 3
 SHAPE = ModelShape(ITEMS, hidden=16, heads=2, blocks=1, max_length=10, visual=12, text=8)

@@ -1,17 +1,17 @@
 """A strategy's round without nodes: what is sent and answered."""
 
 import dataclasses
-from pathlib import Path
 
 import torch
 from flwr.app import Message, RecordDict
 
-from server_app.census import Census
-from shared_model import messages
-from shared_model.config import default_config, parse_settings
-from shared_model.messages import NodeReport
+from server_app.nodes.census import Census
+from shared_model.protocol import messages
+from shared_model.protocol.config import default_config, parse_settings
+from shared_model.protocol.messages import NodeReport
+from tests.support.paths import ROOT
 
-DEFAULTS = default_config(Path(__file__).parents[1] / "pyproject.toml")
+DEFAULTS = default_config(ROOT / "pyproject.toml")
 CONFIG = {"server-optimizer": "sgd", "server-learning-rate": 0.5, "server-schedule": "constant"}
 SETTINGS = parse_settings(DEFAULTS | CONFIG)
 NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0, "app", 5)

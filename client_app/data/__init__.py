@@ -1,0 +1,1 @@
+"""The data of a node: datasets on disk, opened and made."""

@@ -1,0 +1,1 @@
+"""Scores of a node's users, as sums."""

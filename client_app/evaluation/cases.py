@@ -1,0 +1,116 @@
+"""Evaluation cases: target, candidates and ranks, the same for every model and stage.
+
+Letters: B users of a batch, I items, C sampled candidates.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client_app.data.dataset import Dataset, Ints, Rows, Split, input_lengths, pad_batch
+from client_app.evaluation.target_groups import candidates
+from shared_model.protocol.metrics import SAMPLED, Ranks
+from shared_model.seeds import STRIDE, mix, stable_hash
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A batch of users, each with the target of a split and what it is ranked among."""
+
+    inputs: Tensor  # [B, T] int64, left padded
+    targets: Tensor  # [B] int64
+    negatives: Tensor  # [B, C] int64, uniform over the candidates not met; 0 = fewer exist
+    seen: Tensor  # [B, I+1] bool, the items of the whole input
+
+
+def make_cases(
+    dataset: Dataset, rows: Rows, split: Split, seed: int, max_length: int, group: str = "all"
+) -> Cases:
+    """The cases of users ``rows`` [B]. The groups of a split differ in their negatives only."""
+    inputs, targets = pad_batch(dataset, rows, split, max_length)
+    negatives = _negatives(dataset, rows, split, seed, group)
+    seen = membership(dataset, rows, input_lengths(dataset, rows, split))
+    arrays = (inputs, targets, negatives, seen)
+    return Cases(*(torch.from_numpy(array) for array in arrays))
+
+
+def protocol_ranks(scores: Tensor, cases: Cases, candidates: Tensor) -> dict[str, Ranks]:
+    """Ranks of the targets by protocol, in one pass.
+
+    ``scores`` [B, I+1]; ``candidates`` [I+1] bool are the catalogue items that compete. A rank
+    counts the candidates that do not score *below* the target: ties, and NaN, count against us.
+    """
+    targets = cases.targets[:, None]
+    ahead = ~(scores < scores.gather(1, targets))  # [B, I+1]
+    others = candidates.expand_as(ahead).scatter(1, targets, False)
+    unseen = others & ~cases.seen
+    drawn = cases.negatives > 0
+    return {
+        "uniform-100": _ranks(ahead.gather(1, cases.negatives), drawn),
+        "full": _ranks(ahead, others),
+        "full-unseen": _ranks(ahead, unseen),
+    }
+
+
+def _ranks(ahead: Tensor, candidates: Tensor) -> Ranks:
+    """How many of the ``candidates`` [B, N] are ``ahead`` [B, N], and how many there are."""
+    return Ranks((ahead & candidates).sum(1).numpy(), candidates.sum(1).numpy())
+
+
+def warm_candidates(dataset: Dataset) -> Tensor:
+    """The items that group "all" ranks among: no padding, no cold item. [I+1] bool."""
+    return torch.from_numpy(candidates(dataset, "all"))
+
+
+def membership(dataset: Dataset, rows: Rows, counts: Ints) -> np.ndarray:
+    """Which items are among the first ``counts`` [B] of each user's history. [B, I+1] bool."""
+    items, offsets = dataset.histories(rows)
+    owner = np.repeat(np.arange(len(rows)), np.diff(offsets))
+    kept = np.arange(len(items)) < np.repeat(offsets[:-1] + counts, np.diff(offsets))
+    member = np.zeros((len(rows), dataset.num_items + 1), dtype=bool)
+    member[owner[kept], items[kept]] = True
+    return member
+
+
+def _negatives(dataset: Dataset, rows: Rows, split: Split, seed: int, group: str) -> np.ndarray:
+    """A group's negatives, [B, C] int64: a function of user, split, group and seed alone."""
+    met = membership(dataset, rows, dataset.lengths(rows))
+    met[np.arange(len(rows)), dataset.cold_target[rows]] = True  # PAD, if there is none
+    # "all" has the name, and rejects the cold items among its draws, as before there were groups.
+    name = ("negatives", split) if group == "all" else ("negatives", split, group)
+    pool = np.flatnonzero(dataset.cold) if group == "cold-only" else np.arange(met.shape[1])[1:]
+    excluded = met | ~candidates(dataset, group)
+    return _uniform_negatives(stable_hash(seed, *name), dataset.user_keys[rows], pool, excluded)
+
+
+def _uniform_negatives(seed: int, keys: np.ndarray, pool: Ints, excluded: np.ndarray) -> np.ndarray:
+    """Distinct items of a pool drawn uniformly from those not excluded. -> [B, C] int64.
+
+    ``keys`` [B], ``pool`` [P] item indices, ``excluded`` [B, I+1] bool. Draws by hash until every
+    row has its items; rows with fewer than C choices are padded with 0.
+    """
+    wanted = np.minimum(SAMPLED, len(pool) - excluded[:, pool].sum(1))
+    draws = 2 * SAMPLED
+    while True:
+        names = np.arange(draws, dtype=np.uint64) * STRIDE
+        drawn = pool[mix(seed, keys[:, None] ^ names) % np.uint64(len(pool))]  # [B, draws]
+        usable = ~np.take_along_axis(excluded, drawn, 1) & _first_of_its_kind(drawn)
+        if (usable.sum(1) >= wanted).all():
+            break
+        draws *= 2
+    order = np.argsort(~usable, axis=1, kind="stable")[:, :SAMPLED]
+    filled = np.arange(SAMPLED) < wanted[:, None]
+    return np.where(filled, np.take_along_axis(drawn, order, 1), 0)
+
+
+def _first_of_its_kind(values: np.ndarray) -> np.ndarray:
+    """Marks each value's first occurrence in its row. [B, N] -> [B, N] bool."""
+    order = np.argsort(values, axis=1, kind="stable")
+    ordered = np.take_along_axis(values, order, 1)
+    first = np.ones_like(values, dtype=bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    marks = np.empty_like(first)
+    np.put_along_axis(marks, order, first, 1)
+    return marks

@@ -1,0 +1,1 @@
+"""What users remember, and by what it is chosen."""

@@ -1,0 +1,1 @@
+"""Local training of a node's participants."""

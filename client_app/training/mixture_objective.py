@@ -1,0 +1,212 @@
+"""What Stages 2 and 3 train: sampled next-item loss, alignment of content, balance of the router.
+
+Letters: B users of a batch, T input positions, P of them trained, N candidates of a user (its
+targets and the sample of ``sampled_softmax.py``), L items of its memory bank, D hidden size.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from client_app.data.dataset import Dataset, Ints, Rows, pad_batch
+from client_app.memory.cache import Recall, own_banks
+from client_app.training.losses import Descent
+from client_app.training.objective import Batch, Losses, aggregation_weights, descend, learned_by
+from client_app.training.sampled_softmax import among_targets, draw_sample, next_item_loss
+from shared_model.memory.memory import EMPTY, Memory
+from shared_model.model.dropout import Dropout
+from shared_model.model.mixture import Candidates, Memories, Scores
+from shared_model.model.recommender import Arrays, Recommender
+from shared_model.model.router import entropy, load_balance
+from shared_model.model.sasrec import PAD
+from shared_model.protocol.plan import MEMORY_LOGS, MixturePlan, RoundPlan
+from shared_model.seeds import STRIDE, stable_hash, uniform
+
+_STRIDE = int(STRIDE.view(np.int64))
+
+
+class MixtureObjective:
+    """Stages 2 and 3. Whatever is sampled is a hash of user, stage and round (invariant 1)."""
+
+    def __init__(
+        self,
+        model: Recommender,
+        dataset: Dataset,
+        plan: RoundPlan,
+        mixing: MixturePlan,
+        recall: Recall,
+    ) -> None:
+        self.model, self.dataset, self.plan, self.mixing = model, dataset, plan, mixing
+        self.learned = learned_by(model)
+        self.recall, self.content = recall, recall.content
+        self.mixture = model.mix()
+        self.settings = recall.settings(mixing)
+        self.device = model.item_embedding.weight.device
+        self.rate = plan.dropout if "backbone" in model.stage.trained else 0.0
+        self._as_cold = self._dropped_ids()
+        self.as_cold = torch.from_numpy(self._as_cold).to(self.device)
+
+    def batch(self, rows: Rows) -> Batch:
+        """Inputs, drawn targets, what they compete with, and what the memory holds at each."""
+        inputs, targets = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
+        columns, real = self._trained_positions(rows, targets)
+        lengths = self.dataset.lengths(rows) - 2
+        places = (lengths - targets.shape[1])[:, None] + columns  # of the targets in the history
+        positions = [own[holds] for own, holds in zip(places, real, strict=True)]
+        memories = self.recall.memories(self.model, rows, positions, self.settings)
+        bank = own_banks(memories)
+        chosen = np.where(real, np.take_along_axis(targets, columns, 1), PAD)
+        seeds = self._hash("negatives"), self._hash("own")
+        sample = draw_sample(
+            self.dataset, rows, chosen, self._as_cold, seeds, self.mixing.negatives
+        )
+        arrays = {
+            "inputs": inputs,
+            "columns": columns,
+            "real": real,
+            "candidates": np.concatenate([chosen, sample.items], 1),
+            "negative": sample.negative,
+            "log_weights": sample.log_weights,
+            "memory": _memory_counts(memories, self.settings.short_term),
+        }
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors |= {"bank": bank.items, "held": bank.held}
+        weights = aggregation_weights(
+            torch.from_numpy((targets != PAD).sum(1)), self.plan.weighting
+        )
+        return Batch(
+            self.dataset.user_keys[rows],
+            weights.to(self.device),
+            int(real.sum()),
+            {name: tensor.to(self.device) for name, tensor in tensors.items()},
+        )
+
+    def alone(self, batch: Batch, user: int) -> Batch:
+        """Without padding of the history and of the memory bank."""
+        own = {name: tensor[user : user + 1] for name, tensor in batch.tensors.items()}
+        cut = int((own["inputs"] == PAD).sum())
+        size = max(1, int((own["bank"] != EMPTY).sum()))
+        own["inputs"], own["columns"] = own["inputs"][:, cut:], (own["columns"] - cut).clamp(min=0)
+        own["bank"], own["held"] = own["bank"][:, :size], own["held"][..., :size]
+        return batch.alone(user, own)
+
+    def weighted(self, batch: Batch, keys: Tensor) -> Losses:
+        """The weighted sum of the users' losses, in the model itself."""
+        losses = self.of_users(dict(self.model.named_parameters()), batch.tensors, keys)
+        return Losses((losses.total * batch.weights).sum(), losses.nats, losses.logs)
+
+    def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
+        """As ``Objective`` says."""
+        losses = self.weighted(batch, keys)
+        descend(self.learned, losses.total, descents)
+        return losses
+
+    def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
+        """Means over each user's trained positions of the next-item and alignment losses.
+
+        In Stage 3 the router's load-balance loss comes on top.
+        """
+        plan, real = self.mixing, tensors["real"]
+        ids, result = self._scores(arrays, tensors, keys)
+        targets = tensors["candidates"][..., : real.shape[-1]]  # [B, P]
+        known = real & ~self.as_cold[targets]
+        next_item = next_item_loss(result.scores, targets, known, tensors["log_weights"])  # [B, P]
+        alignment = _alignment_loss(result.content, ids, tensors, plan.temperature)
+        weighted = alignment * (1 + plan.surprise_weight * next_item.detach())
+        balance = load_balance(result.weights)  # [B]
+        total = _mean(next_item, real) + plan.alignment_weight * _mean(weighted, real)
+        if "router" in self.model.stage.trained:
+            total = total + plan.balance_weight * balance
+        listed = (tensors["candidates"] != PAD).sum(-1)  # [B]; padding has weight 0
+        padding = tensors["candidates"].shape[-1] / listed
+        logs = {
+            "alignment": _mean(alignment, real),
+            "load_balance": balance,
+            "router_visual": result.weights[..., 0].mean(-1) * padding,
+            "router_text": result.weights[..., 1].mean(-1) * padding,
+            "router_entropy": entropy(result.weights) * padding,
+            **dict(zip(MEMORY_LOGS, tensors["memory"].unbind(-1), strict=True)),
+        }
+        detached = {name: value.detach() for name, value in logs.items()}
+        return Losses(total, (next_item * real).sum(1).detach(), detached)
+
+    def _scores(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> tuple[Tensor, Scores]:
+        """ID embeddings of the candidates [B, N, D], and what the mixture says about them."""
+        masks = Dropout(self.rate, keys)
+        hidden = functional_call(self.model, arrays, (tensors["inputs"], masks))  # [B, T, D]
+        columns = tensors["columns"][..., None].expand(-1, -1, hidden.shape[-1])
+        candidates, bank = tensors["candidates"], tensors["bank"]
+        visual, text = self.content.visual, self.content.text
+        ids = arrays["item_embedding.weight"][candidates]
+        cold = self.as_cold[candidates]
+        items = Candidates(ids, visual[candidates], text[candidates], cold, candidates)
+        memories = Memories(bank, visual[bank], text[bank], tensors["held"])
+        own = {n.removeprefix("mixture."): a for n, a in arrays.items() if n.startswith("mixture.")}
+        sequence = hidden.gather(1, columns)
+        names = keys[:, None] ^ (candidates * _STRIDE)  # [B, N]: a mask for each user's candidate
+        thin = Dropout(self.mixing.content_dropout, names.flatten())
+        return ids, functional_call(self.mixture, own, (sequence, items, memories, thin))
+
+    def _trained_positions(self, rows: Rows, targets: Ints) -> tuple[Ints, np.ndarray]:
+        """Columns of the targets [B, T] that are trained: int64 [B, P]; and which are real."""
+        valid = targets != PAD
+        places = (
+            self.dataset.lengths(rows)[:, None] - targets.shape[1] + np.arange(targets.shape[1])
+        )
+        names = self.dataset.user_keys[rows][:, None] ^ (places.astype(np.uint64) * STRIDE)
+        draws = np.where(valid, uniform(self._hash("targets"), names), 2.0)
+        count = min(self.mixing.targets, int(valid.sum(1).max()))
+        columns = np.argsort(draws, axis=1, kind="stable")[:, :count]
+        return columns, np.take_along_axis(valid, columns, 1)
+
+    def _dropped_ids(self) -> np.ndarray:
+        """Items that content scores this round: the cold ones, and a share of the others that have
+        content (design section 3, "Score"). [I+1] bool."""
+        names = np.arange(self.dataset.num_items + 1, dtype=np.uint64)
+        dropped = uniform(self._hash("id-dropout"), names) < self.mixing.id_dropout
+        has_content = self.content.combined.any(1)
+        as_cold: np.ndarray = self.dataset.cold | (dropped & has_content)
+        return as_cold
+
+    def _hash(self, what: str) -> int:
+        return stable_hash(self.plan.seed, what, self.plan.stage, self.plan.round)
+
+
+def _alignment_loss(content: Tensor, ids: Tensor, tensors: Arrays, temperature: float) -> Tensor:
+    """Contrast of each target's content with the candidates' ID embeddings (InfoNCE, van den Oord
+    et al., 2018; cosines). ``content`` and ``ids`` [B, N, D] -> [B, P]; 0 without content.
+    """
+    positions, negative = tensors["real"].shape[-1], tensors["negative"]
+    query = functional.normalize(content[..., :positions, :], dim=-1)
+    cosines = query @ functional.normalize(ids, dim=-1).mT / temperature  # [B, P, N]
+    targets = tensors["candidates"][..., :positions]
+    among = among_targets(cosines[..., :positions], targets, tensors["real"])
+    others = cosines[..., positions:].masked_fill(~negative[..., None, :], -torch.inf)
+    own = among.diagonal(dim1=-2, dim2=-1)
+    loss = torch.cat([among, others], -1).logsumexp(-1) - own
+    return loss * (query != 0).any(-1)
+
+
+def _mean(values: Tensor, real: Tensor) -> Tensor:
+    """Mean over each user's real positions: [B, P] -> [B]."""
+    return (values * real).sum(-1) / real.sum(-1)
+
+
+def _memory_counts(memories: list[Memory], short_term: int) -> np.ndarray:
+    """What ``MEMORY_LOGS`` names, of each user: float32 [B, 4]."""
+    return np.array(
+        [
+            [
+                memory.candidates,
+                memory.writes,
+                (memory.slots[:, :short_term] != EMPTY).sum(1).max(),
+                (memory.slots[:, short_term:] != EMPTY).sum(1).max(),
+            ]
+            for memory in memories
+        ],
+        dtype=np.float32,
+    )

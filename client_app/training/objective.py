@@ -1,0 +1,168 @@
+"""What a stage trains: its batches, and each user's loss. This file has Stage 1's.
+
+Letters: B users of a batch, T positions, I items, D hidden size.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from client_app.data.dataset import Dataset, Rows, has_training, pad_batch
+from client_app.training.losses import Descent, full_softmax
+from shared_model.model.dropout import Dropout
+from shared_model.model.matmul import rounded
+from shared_model.model.recommender import Arrays, Recommender
+from shared_model.model.sasrec import PAD
+from shared_model.protocol.plan import RoundPlan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Users trained at once."""
+
+    keys: np.ndarray  # [B] uint64 user keys
+    weights: Tensor  # [B] each user's share in the aggregate
+    targets: int  # over which ``Losses.nats`` is summed
+    tensors: Arrays  # what the loss needs, [B, ...] each, nothing shared between users
+
+    def one_by_one(self) -> Arrays:
+        """The tensors with each user as a batch of its own: [B, 1, ...]."""
+        return {name: value[:, None] for name, value in self.tensors.items()}
+
+    def alone(self, user: int, tensors: Arrays) -> "Batch":
+        """One user as a batch, of weight 1; ``targets`` stays that of all."""
+        at = slice(user, user + 1)
+        return Batch(self.keys[at], torch.ones_like(self.weights[at]), self.targets, tensors)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a batch; ``logs`` are sums over users for the round's record."""
+
+    total: Tensor  # what is differentiated: a sum over users, or [B] for each
+    nats: Tensor  # next-item loss summed over targets, without gradient
+    logs: Arrays
+
+
+def together(losses: Sequence[Losses]) -> Losses:
+    """The losses of users trained one by one as those of their batch."""
+    logs = {name: torch.stack([one.logs[name] for one in losses]) for name in losses[0].logs}
+    total, nats = torch.stack([x.total for x in losses]), torch.stack([x.nats for x in losses])
+    return Losses(total, nats, logs)
+
+
+class Objective(Protocol):
+    """A stage's training objective on one node in one round."""
+
+    def batch(self, rows: Rows) -> Batch:
+        """What users ``rows`` [B] train on."""
+
+    def alone(self, batch: Batch, user: int) -> Batch:
+        """One user of a batch, of weight 1, without what pads it to the others' size."""
+
+    def weighted(self, batch: Batch, keys: Tensor) -> Losses:
+        """The weighted sum of the users' losses in the model; dropout ``keys`` [B]."""
+
+    def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
+        """Move what ``descents`` name by the gradient of ``weighted``; returns its losses."""
+
+    def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
+        """Each user's own loss [B] with parameters ``arrays``."""
+
+
+@torch.no_grad()
+def descend(learned: Arrays, loss: Tensor, descents: Sequence[Descent]) -> None:
+    """Move what ``descents`` name by the loss's gradient in the parameters ``learned``."""
+    gradients = torch.autograd.grad(loss, list(learned.values()))
+    for descent in descents:
+        for name, gradient in zip(learned, gradients, strict=True):
+            descent.arrays[name].add_(gradient, alpha=-descent.rate)  # sub_ takes no sparse one
+
+
+def learned_by(model: Recommender) -> Arrays:
+    """The parameters that are not frozen, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def batch_rows(dataset: Dataset, rows: Rows, plan: RoundPlan, size: int) -> Iterator[Rows]:
+    """Participating users that have a training target, similar lengths together. [<= size] each."""
+    keys = dataset.draw_keys(rows) if plan.private else dataset.user_keys[rows]
+    rows = rows[plan.takes_part(keys) & has_training(dataset, rows)]
+    rows = rows[np.lexsort((dataset.user_keys[rows], dataset.lengths(rows)))]
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def aggregation_weights(targets: Tensor, weighting: str) -> Tensor:
+    """Each user's weight by its number of training targets [B]."""
+    counts = targets.float()
+    return counts if weighting == "targets" else torch.ones_like(counts)
+
+
+class BackboneObjective:
+    """Stage 1: full softmax over the warm items, at every position of the training history."""
+
+    def __init__(self, model: Recommender, dataset: Dataset, plan: RoundPlan) -> None:
+        self.model, self.dataset, self.plan = model, dataset, plan
+        self.learned = learned_by(model)
+        # Padding and cold items: never a training target, so never a negative (design section 3).
+        absent = dataset.cold | (np.arange(dataset.num_items + 1) == PAD)
+        self.absent = torch.from_numpy(absent.nonzero()[0]).to(model.item_embedding.weight.device)
+
+    def batch(self, rows: Rows) -> Batch:
+        """Whole training histories, as far as the model looks back."""
+        padded = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
+        inputs, targets = (torch.from_numpy(part).to(self.absent.device) for part in padded)
+        counts = (targets != PAD).sum(1)
+        return Batch(
+            self.dataset.user_keys[rows],
+            aggregation_weights(counts, self.plan.weighting),
+            int(counts.sum()),
+            {"inputs": inputs, "targets": targets},
+        )
+
+    def alone(self, batch: Batch, user: int) -> Batch:
+        """Without padding, but for a round length."""
+        length = rounded(int((batch.tensors["inputs"][user] != PAD).sum()))
+        own = {n: t[user : user + 1, -length:] for n, t in batch.tensors.items()}
+        return batch.alone(user, own)
+
+    def weighted(self, batch: Batch, keys: Tensor, descents: Sequence[Descent] = ()) -> Losses:
+        """A user's loss is the mean over its own targets."""
+        inputs, targets = batch.tensors["inputs"], batch.tensors["targets"]
+        padded = len(inputs) > 1 or bool(inputs[0, 0] == PAD)
+        table = self.model.item_embedding.weight
+        # Of the lookup's gradient, only the rows that occur. (On a GPU such sums have no order.)
+        embedded = functional.embedding(inputs, table, PAD, sparse=inputs.device.type == "cpu")
+        masks = Dropout(self.plan.dropout, keys)
+        hidden = self.model.backbone(embedded, inputs != PAD if padded else None, masks)
+        valid = targets != PAD
+        per_target = (batch.weights / valid.sum(1))[:, None] * valid
+        total, nats = full_softmax(
+            hidden[valid], table, targets[valid], per_target[valid], self.absent, descents
+        )
+        return Losses(total, nats, {})
+
+    def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
+        """The table's gradient goes its own way."""
+        losses = self.weighted(batch, keys, descents)
+        descend(self.learned, losses.total, descents)
+        return losses
+
+    def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
+        """The same with all logits at once."""
+        masks = Dropout(self.plan.dropout, keys)
+        hidden = functional_call(self.model, arrays, (tensors["inputs"], masks))  # [B, T, D]
+        logits = hidden @ arrays["item_embedding.weight"].T  # [B, T, I+1]
+        logits = logits.index_fill(-1, self.absent, -torch.inf)
+        nats = functional.cross_entropy(
+            logits.mT, tensors["targets"], ignore_index=PAD, reduction="none"
+        ).sum(1)
+        counts = (tensors["targets"] != PAD).sum(1)
+        return Losses(nats / counts, nats.detach(), {})

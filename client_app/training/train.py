@@ -1,0 +1,210 @@
+"""Local training: every participating user starts from the same global arrays."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from client_app.data.dataset import Dataset, Rows
+from client_app.memory.cache import Recall
+from client_app.training.clipping import clipped_weights
+from client_app.training.losses import Descent
+from client_app.training.mixture_objective import MixtureObjective
+from client_app.training.objective import (
+    BackboneObjective,
+    Batch,
+    Losses,
+    Objective,
+    batch_rows,
+    together,
+)
+from shared_model.model.matmul import plain_products
+from shared_model.model.recommender import Arrays, Recommender, freeze, read_groups
+from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
+
+Mixing = tuple[MixturePlan, Recall]
+
+
+def train_round(
+    model: Recommender,
+    dataset: Dataset,
+    rows: Rows,
+    plan: RoundPlan,
+    users_per_batch: int,
+    mixing: Mixing | None = None,
+) -> LocalUpdate:
+    """Train the node's participating users (``rows`` [N] of the dataset) and sum their updates.
+
+    ``model`` holds the round's global arrays, and holds them again on return. One local step needs
+    one backward pass a batch, since the sum of the users' gradients is the gradient of the sum.
+    With more steps, or clipping, a user moves a copy of its own: on a GPU the copies of a batch are
+    stacked, on a processor they take turns. Stages 2 and 3 need ``mixing``.
+
+    On a processor with several of torch's threads, each trains batches of its own: small products
+    gain little from a second thread, other users gain all of it.
+    """
+    freeze(model, model.stage)
+    chosen = list(batch_rows(dataset, rows, plan, users_per_batch))
+    on_cpu = model.item_embedding.weight.device.type == "cpu"
+    workers = max(1, min(torch.get_num_threads(), len(chosen))) if on_cpu else 1
+    if workers == 1:
+        return _train_batches(model, dataset, chosen, plan, mixing)
+
+    def share(worker: int) -> LocalUpdate:
+        own = copy.deepcopy(model)
+        return _train_batches(own, dataset, chosen[worker::workers], plan, mixing)
+
+    with _single_threaded(), ThreadPoolExecutor(workers) as pool:
+        first, *others = pool.map(share, range(workers))
+    for other in others:
+        first += other
+    return first
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Torch's operators use one thread each, in threads that start in here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_batches(
+    model: Recommender,
+    dataset: Dataset,
+    chosen: Sequence[Rows],
+    plan: RoundPlan,
+    mixing: Mixing | None,
+) -> LocalUpdate:
+    """The summed update of some batches of users."""
+    objective: Objective = BackboneObjective(model, dataset, plan)
+    if mixing is not None:
+        objective = MixtureObjective(model, dataset, plan, *mixing)
+    on_cpu = model.item_embedding.weight.device.type == "cpu"
+    whole = plan.local_steps == 1 and plan.clip_norm == 0  # a sum of users needs no user's own
+    train_batch = _one_step if whole else _in_turn if on_cpu else _side_by_side
+    sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
+    weight, nats, targets, participants = 0.0, 0.0, 0, 0
+    logs: dict[str, float] = defaultdict(float)
+    for rows in chosen:
+        batch = objective.batch(rows)
+        losses = train_batch(model, objective, batch, plan, sums)
+        nats += float(losses.nats.sum())
+        weight += float(batch.weights.sum())
+        targets += batch.targets
+        participants += len(batch.keys)
+        for name, value in losses.logs.items():
+            logs[name] += float(value.sum())
+    return LocalUpdate(sums, weight, nats, targets, participants, dict(logs))
+
+
+def _dropout_keys(batch: Batch, plan: RoundPlan, step: int) -> Tensor:
+    """The batch's dropout names in a local step. [B] int64."""
+    return torch.from_numpy(plan.dropout_keys(batch.keys, step)).to(batch.weights.device)
+
+
+def _one_step(
+    model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
+) -> Losses:
+    """Add the batch's weighted updates to ``sums``; returns its losses."""
+    keys = _dropout_keys(batch, plan, 0)
+    return objective.step(batch, keys, [Descent(sums, plan.learning_rate)])
+
+
+def _in_turn(
+    model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
+) -> Losses:
+    """The same for several local SGD steps, or clipping: one user after another moves the model
+    and puts it back. On a processor, whose caches hold one model's copy but not a batch of them.
+
+    Returns the losses before the first step.
+    """
+    own = {name: p.detach() for name, p in model.named_parameters() if name in sums}
+    start = {name: array.clone() for name, array in own.items()}
+    first = []
+    for user, weight in enumerate(batch.weights.tolist()):
+        alone = objective.alone(batch, user)
+        if plan.clip_norm:
+            update = {name: torch.zeros_like(array) for name, array in own.items()}
+            first.append(_steps(objective, alone, plan, own, Descent(update, plan.learning_rate)))
+            moved = {name: value[None] for name, value in update.items()}
+            _add_clipped(sums, moved, batch.weights[[user]], plan.clip_norm)
+        else:
+            total = Descent(sums, plan.learning_rate * weight)
+            first.append(_steps(objective, alone, plan, own, total))
+        for name, array in own.items():
+            array.copy_(start[name])
+    return together(first)
+
+
+def _steps(
+    objective: Objective, batch: Batch, plan: RoundPlan, own: Arrays, total: Descent
+) -> Losses:
+    """All local steps of a batch move the parameters ``own``, and ``total`` by the whole way: a
+    difference of parameters would round what is small away. Returns the losses before the first.
+    """
+    losses = []
+    for step in range(plan.local_steps):
+        last = step + 1 == plan.local_steps
+        descents = [total] if last else [total, Descent(own, plan.learning_rate)]
+        losses.append(objective.step(batch, _dropout_keys(batch, plan, step), descents))
+    return losses[0]
+
+
+def _side_by_side(
+    model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
+) -> Losses:
+    """The same with stacked copies of the parameters, one for each user.
+
+    Returns the losses before the first step.
+    """
+    moved, losses = _own_updates(model, objective, batch, plan, list(sums))
+    _add_clipped(sums, moved, batch.weights, plan.clip_norm)
+    return losses
+
+
+def _add_clipped(sums: Arrays, moved: Arrays, weights: Tensor, clip_norm: float) -> None:
+    """Add the users' weighted updates ``moved`` [B, ...], each of them clipped before; 0 = not."""
+    if clip_norm:
+        weights = clipped_weights(moved, weights, clip_norm)
+    for name, total in sums.items():
+        total += torch.tensordot(weights, moved[name], dims=1)
+
+
+def _own_updates(
+    model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, trained: list[str]
+) -> tuple[Arrays, Losses]:
+    """Each user's update [B, ...] of the ``trained`` arrays: SGD on a copy of its own.
+
+    With them the losses before the first step.
+    """
+    start = {name: p.detach() for name, p in model.named_parameters()}
+    copies = {name: start[name].expand(len(batch.keys), *start[name].shape) for name in trained}
+
+    def user_loss(
+        own: Arrays, tensors: Arrays, key: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Arrays]]:
+        losses = objective.of_users({**start, **own}, tensors, key)
+        return losses.total.sum(), (losses.nats, losses.logs)
+
+    losses = []
+    for step in range(plan.local_steps):
+        keys = _dropout_keys(batch, plan, step)
+        with sdpa_kernel(SDPBackend.MATH), plain_products():  # the others have no batching rule
+            gradients, (total, (nats, logs)) = vmap(grad_and_value(user_loss, has_aux=True))(
+                copies, batch.one_by_one(), keys[:, None]
+            )
+        losses.append(Losses(total, nats, logs))
+        if plan.local_steps == 1:  # a difference of copies would round what is small away
+            return {n: gradients[n].mul_(-plan.learning_rate) for n in trained}, losses[0]
+        copies = {n: copies[n].sub(gradients[n], alpha=plan.learning_rate) for n in trained}
+    return {name: copies[name] - start[name] for name in trained}, losses[0]

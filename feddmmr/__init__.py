@@ -1,0 +1,1 @@
+"""The command `feddmmr`: everything that is done offline, and the launcher of runs."""

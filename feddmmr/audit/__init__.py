@@ -1,0 +1,1 @@
+"""`feddmmr audit`: attacks on a finished run."""

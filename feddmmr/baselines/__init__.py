@@ -1,0 +1,1 @@
+"""`feddmmr baselines`: what a model has to beat."""

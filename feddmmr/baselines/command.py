@@ -1,0 +1,50 @@
+"""`feddmmr baselines`: the figures that a model has to beat on a dataset."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared_model.errors import DataError
+
+COLUMNS = ("hr@5", "hr@10", "ndcg@10", "mrr")  # of all in the JSON file: what 80 letters hold
+
+
+def baselines(
+    dataset: Annotated[Path, typer.Argument(help="Folder of an imported dataset.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled candidates, as in a run.")] = 0,
+) -> None:
+    """Popularity, first-order Markov and item kNN on the test split, under every protocol."""
+    from client_app.data.dataset import open_dataset
+    from feddmmr.baselines.baselines import evaluate_baselines
+    from server_app.record.report import shortfalls
+
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise DataError("the folder of the JSON file does not exist", where=str(json_file))
+    opened = open_dataset(dataset.resolve())
+    results = evaluate_baselines(opened, "test", seed)
+    _print_table(opened.info["name"], results)
+    for note in shortfalls({"all": next(iter(results.values()))}):  # the same for all of them
+        print(f"note: {note}")
+    if json_file is not None:
+        facts = {"dataset": opened.info["name"], "split": "test", "seed": seed}
+        json_file.write_text(json.dumps(facts | {"baselines": results}, indent=2) + "\n")
+
+
+def _print_table(name: str, results: dict[str, dict[str, dict[str, Any]]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{name}: baselines on the test split")
+    table.add_column("baseline", no_wrap=True)
+    table.add_column("protocol", no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for baseline, protocols in results.items():
+        for protocol, metrics in protocols.items():
+            table.add_row(baseline, protocol, *(f"{metrics[name]:.3f}" for name in COLUMNS))
+    Console().print(table)

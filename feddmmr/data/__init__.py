@@ -1,0 +1,1 @@
+"""`feddmmr data`: import, split, demo and info."""

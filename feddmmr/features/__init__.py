@@ -1,0 +1,1 @@
+"""`feddmmr features`: encode, import and analyze."""

@@ -1,0 +1,1 @@
+"""`feddmmr run` and `federation`, and the app in process."""

@@ -1,0 +1,57 @@
+"""`feddmmr federation`: SuperLink and SuperNodes on this machine, until Ctrl-C; no Docker."""
+
+import signal
+import sys
+from pathlib import Path
+from shlex import join, quote
+from typing import Annotated
+
+import typer
+
+from feddmmr.launch.access import secured
+from feddmmr.launch.federation import CONNECTION, ENDINGS, Federation
+from shared_model.errors import ConfigError
+
+
+def federation(
+    folder: Annotated[Path, typer.Argument(help="New folder for state, logs and results.")],
+    data: Annotated[
+        list[Path], typer.Argument(help="A dataset folder for each node (`feddmmr data split`).")
+    ],
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="Folder made by docker/keys.sh: TLS, keys, secrets. Without: plain."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the SuperLink.")] = 8000,
+) -> None:
+    """Start a SuperLink and a SuperNode for each dataset folder, and keep them until Ctrl-C."""
+    if not Path("/proc/self/environ").exists():
+        raise ConfigError("it finds its processes by /proc", expected="Linux", todo="use Docker")
+    _refuse_missing(data)
+    nodes = [f'data-dir="{part.absolute()}" name="node-{i}"' for i, part in enumerate(data)]
+    access = secured(keys) if keys else None
+    for end in ENDINGS:
+        signal.signal(end, signal.default_int_handler)
+    try:
+        with Federation(folder, nodes, access, port) as running:
+            print(f"a SuperLink at {running.address}, {len(nodes)} nodes; logs: {folder}/*/log")
+            print(_how_to_run(running))
+            print(f"results: {running.home.with_name('.feddmmr')}", flush=True)
+            running.watch()
+    except KeyboardInterrupt:
+        print("ended")
+
+
+def _how_to_run(federation: Federation) -> str:
+    """The command that submits a run to all its nodes, from any folder."""
+    nodes = f"min-nodes={len(federation.nodes)}"
+    program = [sys.argv[0], "run", "--connection", CONNECTION, "--set", nodes]
+    return f"FLWR_HOME={quote(str(federation.flower_home))} {join(program)}"
+
+
+def _refuse_missing(data: list[Path]) -> None:
+    for part in data:
+        if not (part / "dataset.json").is_file():
+            raise ConfigError(
+                "not a dataset", where=str(part), expected="a folder with dataset.json"
+            )

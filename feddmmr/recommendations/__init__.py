@@ -1,0 +1,1 @@
+"""`feddmmr recommend`: what to watch next, and why."""

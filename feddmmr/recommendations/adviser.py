@@ -1,0 +1,201 @@
+"""Recommendations of a trained run, with the reasons: the evaluation's own scores, taken apart.
+
+Letters: I items, N candidates, L remembered items, D hidden size.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client_app.data.content import Content, open_content
+from client_app.data.dataset import Dataset, Ints
+from client_app.evaluation.evaluate import shared_candidates
+from client_app.memory.cache import Recall, memory_settings, shared_bank
+from feddmmr.recommendations.parts import PARTS, Parts, parts_of, state_alone
+from feddmmr.runs.read import Run
+from feddmmr.runs.verify import best_model
+from shared_model.errors import ConfigError, ManifestError
+from shared_model.model.dropout import Dropout
+from shared_model.model.mixture import Memories
+from shared_model.model.recommender import Recommender
+from shared_model.model.router import MODALITIES
+from shared_model.model.sasrec import PAD
+
+_CELLS = 4_000_000  # candidates times remembered items at once
+_REASONS, _LEAST = 3, 1e-4  # remembered items that are named, and what one of them has to weigh
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The whole catalogue after one history. Row 0 is padding, -inf cannot be recommended."""
+
+    scores: Tensor  # [I + 1]
+    shares: Tensor  # [I + 1, 4], as PARTS
+    router: Tensor  # [I + 1, 2]
+    attended: Tensor  # [I + 1, 2]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a model makes of one history: all that is told after it needs this, once."""
+
+    history: Ints  # [n] item indices that are not cold, oldest first
+    state: Tensor  # [D]
+    memory: Memories | None  # of Stages 2 and 3
+    scored: Scored
+
+    @property
+    def remembered(self) -> int:
+        """How many items the user's memory holds."""
+        return int(self.memory.held.sum()) if self.memory is not None else 0
+
+
+class Adviser:
+    """A stage's best checkpoint, verified and loaded strictly, with its catalogue.
+
+    ``ManifestError`` unless the stage is complete; 0 is the newest complete one.
+    """
+
+    def __init__(self, run: Run, dataset: Dataset, stage: int = 0) -> None:
+        self.number = stage or run.newest_complete()
+        record = run.data["stages"].get(str(self.number))
+        if record is None or record["status"] != "complete":
+            named = f"stage {stage}" if stage else "no stage"
+            raise ManifestError(
+                f"{named} of this run is{' not' if stage else ''} complete",
+                where=str(run.folder),
+                got=", ".join(f"stage {n} {r['status']}" for n, r in run.stages) or "no stage",
+                todo="finish the run, or choose a complete stage with --stage",
+            )
+        self.run, self.dataset, self.record = run, dataset, record
+        self.model: Recommender = best_model(run, self.number)
+        self.content: Content | None = None
+        if self.model.mixture is not None:
+            self.content = open_content(dataset, record["config"]["modalities"])
+
+    @torch.no_grad()
+    def after(self, history: Ints) -> Past:
+        """What is said after a history [n] of item indices that are not cold, oldest first."""
+        state = self._state(history)
+        if self.content is None:
+            return Past(history, state, None, self._score_alone(state))
+        memory = self._memory(self.content, history)
+        return Past(history, state, memory, self._score(state, memory))
+
+    @torch.no_grad()
+    def reasons(self, past: Past, item: int) -> list[tuple[str, int, float]]:
+        """Modality, item and part of the score of what in memory spoke loudest for an item."""
+        if past.memory is None:
+            return []
+        _, _, parts = self._explain(past.state, torch.tensor([item]), past.memory)
+        told = [
+            (modality, int(name), float(value))
+            for modality, values in parts.remembered.items()
+            for name, value in zip(past.memory.names[0], values[0], strict=True)
+        ]
+        loud = sorted((one for one in told if one[2] > _LEAST), key=lambda one: -one[2])
+        return loud[:_REASONS]
+
+    def _score_alone(self, state: Tensor) -> Scored:
+        """The whole catalogue without a mixture."""
+        scores = self.model.score(state[None])[0]
+        scores[torch.from_numpy(self.dataset.cold)] = -torch.inf  # it has no say about them
+        scores[PAD] = -torch.inf
+        nothing = torch.zeros(len(scores), len(MODALITIES))
+        return Scored(scores, state_alone(scores), nothing, nothing)
+
+    def _score(self, state: Tensor, memory: Memories) -> Scored:
+        """The whole catalogue, in chunks."""
+        size = max(1, _CELLS // memory.names.shape[1])
+        everything = torch.arange(self.dataset.num_items + 1)
+        chunks: tuple[Tensor, ...] = everything.split(size)  # type: ignore[no-untyped-call]
+        found = [self._explain(state, chunk, memory) for chunk in chunks]
+        whole = torch.cat([scores for scores, _, _ in found])
+        whole[PAD] = -torch.inf
+        shares = torch.cat([parts.shares for _, _, parts in found])
+        attended = torch.cat([parts.attended for _, _, parts in found])
+        return Scored(whole, shares, torch.cat([router for _, router, _ in found]), attended)
+
+    def _state(self, history: Ints) -> Tensor:
+        recent = history[-self.model.shape.max_length :]
+        hidden: Tensor = self.model(torch.from_numpy(recent)[None], Dropout())[0, -1]
+        return hidden
+
+    def _memory(self, content: Content, history: Ints) -> Memories:
+        """The memory after a history, as the evaluation builds it: of a dataset with one user."""
+        config = self.record["config"]
+        alone = replace(
+            self.dataset,
+            indptr=np.array([0, len(history)], dtype=np.int64),
+            items=history.astype(np.int32),
+        )
+        sizes = (config["memory_short_term"], config["memory_long_term"])
+        settings = memory_settings(
+            alone, *sizes, self.record["memory_novelty"], config["memory_surprise"]
+        )
+        rows, positions = np.zeros(1, dtype=np.int64), [np.array([len(history)])]
+        memories = Recall(alone, content).memories(self.model, rows, positions, settings)
+        return shared_bank(memories).memories(content)
+
+    def _explain(
+        self, state: Tensor, items: Tensor, memory: Memories
+    ) -> tuple[Tensor, Tensor, Parts]:
+        """Scores [N], router weights [N, 2] and parts of some items [N]."""
+        assert self.content is not None  # noqa: S101 (for the type checker: callers asked)
+        cold = torch.from_numpy(self.dataset.cold)[items]
+        candidates = shared_candidates(self.model, self.content, items, cold)
+        mixture = self.model.mix()
+        said = mixture(state[None, None], candidates, memory)
+        parts = parts_of(mixture, state, candidates, memory, said)
+        return said.scores[0, 0], said.weights[0], parts
+
+
+def usable(dataset: Dataset, history: list[int]) -> tuple[Ints, list[int]]:
+    """A history [n] without cold items, and the cold ones. ``ConfigError`` if nothing is left."""
+    cold = [item for item in history if dataset.cold[item]]
+    kept = [item for item in history if not dataset.cold[item]]
+    if not kept:
+        raise ConfigError(
+            "nothing in the history that the model was trained on",
+            expected="at least one item that is not cold",
+            got=f"{len(cold)} cold items" if cold else "an empty history",
+        )
+    return np.array(kept, dtype=np.int64), cold
+
+
+def recommend(
+    adviser: Adviser, past: Past, top: int, left_out: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """The best items with their parts, without some: those that were met, cold ones too.
+
+    ``led_by`` is the part in which the item is furthest above the mean of all candidates.
+    """
+    scored = past.scored
+    scores = scored.scores.clone()
+    scores[torch.tensor(left_out, dtype=torch.long)] = -torch.inf
+    possible = torch.isfinite(scored.scores)
+    above = scored.shares - scored.shares[possible].mean(0)
+    order = scores.argsort(descending=True, stable=True)[:top]
+    for item in (int(index) for index in order if torch.isfinite(scores[index])):
+        yield {
+            "item": item,
+            "score": float(scores[item]),
+            "parts": dict(zip(PARTS, scored.shares[item].tolist(), strict=True)),
+            "led_by": PARTS[int(above[item].argmax())],
+            "router": dict(zip(MODALITIES, scored.router[item].tolist(), strict=True)),
+            "attention": dict(zip(MODALITIES, scored.attended[item].tolist(), strict=True)),
+            "reasons": adviser.reasons(past, item),
+        }
+
+
+def rank_of(past: Past, item: int) -> int:
+    """An item's rank, from 1, among the candidates not met before; ties count against it."""
+    scores = past.scored.scores
+    ahead = ~(scores < scores[item]) & torch.isfinite(scores)
+    ahead[torch.from_numpy(past.history)] = False
+    ahead[item] = False
+    return 1 + int(ahead.sum())

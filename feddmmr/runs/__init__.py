@@ -1,0 +1,1 @@
+"""`feddmmr runs`: list, show, verify, compare and report."""

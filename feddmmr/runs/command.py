@@ -1,0 +1,104 @@
+"""`feddmmr runs`: list, show, verify, compare and report."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Look at runs: list, verify, compare, report.", no_args_is_help=True)
+
+Home = Annotated[
+    Path | None, typer.Option(help="Folder of the runs.", show_default="as in the run-config")
+]
+Name = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run.")]
+Dataset = Annotated[
+    Path | None,
+    typer.Option(help="The run's dataset.", show_default="the demo, if the run is one of it"),
+]
+
+
+@app.command("list")
+def list_(home: Home = None) -> None:
+    """Every run, how far it came, and its figures on the test split."""
+    from feddmmr.runs.read import home_folder
+    from feddmmr.runs.tables import overview
+
+    _print(*overview(home_folder(home)))
+
+
+@app.command()
+def show(run: Name, home: Home = None) -> None:
+    """One run: data, stages, privacy and results."""
+    from feddmmr.runs.read import home_folder, read_run
+    from feddmmr.runs.tables import facts, stages_table
+    from server_app.record.manifest import Manifest
+    from server_app.record.report import closing_table
+
+    found = read_run(home_folder(home), run)
+    _print(*facts(found), stages_table(found))
+    closing_table(Manifest(found.folder, found.data))
+
+
+@app.command("verify")
+def verify_(run: Name, home: Home = None, dataset: Dataset = None) -> None:
+    """Check seal, order of the stages, checkpoints and data; the exit code is 0 if all holds."""
+    from feddmmr.runs.read import home_folder
+    from feddmmr.runs.tables import checks_table
+    from feddmmr.runs.verify import verify
+    from shared_model.errors import ManifestError
+
+    found, checks = verify(home_folder(home), run, dataset)
+    _print(checks_table(found, checks))
+    if wrong := [check for check in checks if check.ok is False]:
+        raise ManifestError(
+            f"{len(wrong)} of {len(checks)} checks failed",
+            where=str(found.folder),
+            got=f"{wrong[0].what}: {wrong[0].found.partition(';')[0]}",
+            todo="restore the files, or train the stage again with redo=true",
+        )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names of runs.")],
+    home: Home = None,
+    every_group: Annotated[
+        bool, typer.Option("--every-group", help="Popularity and history buckets as well.")
+    ] = False,
+) -> None:
+    """Runs side by side: test figures with differences to the first, and settings that differ."""
+    from feddmmr.runs.compare import compared
+    from feddmmr.runs.read import home_folder, read_run
+    from shared_model.errors import ConfigError
+
+    if len(runs) < 2 or len(set(runs)) < len(runs):
+        raise ConfigError(
+            "nothing to compare", expected="two or more different runs", got=" ".join(runs)
+        )
+    folder = home_folder(home)
+    _print(*compared([read_run(folder, name) for name in runs], every_group))
+
+
+@app.command()
+def report(
+    run: Name,
+    out: Annotated[Path, typer.Option(help="Folder for index.html and the plots as PNG.")],
+    home: Home = None,
+    dataset: Dataset = None,
+) -> None:
+    """One page about a run, with plots and tables; it needs no network and prints well."""
+    from feddmmr.runs.read import home_folder, read_run
+    from feddmmr.runs.report import write_report
+
+    folder = home_folder(home)
+    print(f"report: {write_report(read_run(folder, run), folder, dataset, out)}")
+
+
+def _print(*parts: object) -> None:
+    """Tables and lines, as wide as the terminal; 140 columns where there is none."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
+    for part in parts:
+        console.print(part)

@@ -1,0 +1,148 @@
+"""Runs on disk, read and never locked: one that goes on, or failed, can be looked at as well."""
+
+import difflib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from feddmmr.launch.command import checked, own_app
+from server_app.record.manifest import Record
+from server_app.record.manifest_file import unsealed
+from shared_model.errors import ManifestError
+from shared_model.stages import STAGES
+
+_COUNTS = ("users", "items", "interactions", "cold_items")
+HEADLINE = ("all", "uniform-100")  # group and protocol of the figures that stand for a stage
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and its manifest's document, whose seal and shape hold."""
+
+    folder: Path
+    data: Record
+
+    @property
+    def name(self) -> str:
+        """The run's name, as its folder is called."""
+        return self.folder.name
+
+    @property
+    def stages(self) -> list[tuple[int, Record]]:
+        """Number and record of the stages that were begun, in order."""
+        return sorted((int(number), record) for number, record in self.data["stages"].items())
+
+    def newest_complete(self) -> int:
+        """The last stage that is complete, 0 if none is."""
+        return max((n for n, record in self.stages if record["status"] == "complete"), default=0)
+
+    @property
+    def age(self) -> str:
+        """How long ago the manifest was saved."""
+        seconds = max(0.0, time.time() - (self.folder / "manifest.json").stat().st_mtime)
+        return f"{spoken(seconds)} ago"
+
+
+def home_folder(home: Path | None) -> Path:
+    """The folder of the runs: the one given, or else the run-config's default."""
+    given = str(home.expanduser().absolute()) if home is not None else None
+    settings = checked(own_app(), {"home": given} if given else {})
+    return Path(settings["home"]).expanduser()
+
+
+def read_run(home: Path, name: str) -> Run:
+    """A run by its name. ``ManifestError`` if there is none, or not as it was saved."""
+    folder = home / "runs" / name
+    path = folder / "manifest.json"
+    try:
+        if folder.parent != home / "runs":
+            raise FileNotFoundError  # a name is one folder, not a path
+        data = unsealed(path.read_bytes(), path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _no_such_run(home, name) from error
+    except OSError as error:
+        raise ManifestError("unreadable manifest", where=str(path), got=str(error)) from error
+    _require_facts(data, path)
+    return Run(folder, data)
+
+
+def _require_facts(data: Record, path: Path) -> None:
+    """The facts that every tool shows: more than a run needs, so the shape has them not."""
+    lost = [f"app/{key}" for key in ("name", "version", "packages") if key not in data["app"]]
+    lost += [f"dataset/{key}" for key in _COUNTS if type(data["dataset"].get(key)) is not int]
+    if lost:
+        got = f"none or another type of {', '.join(lost)}"
+        raise ManifestError("the manifest lacks facts", where=str(path), got=got)
+
+
+def run_names(home: Path) -> list[str]:
+    """Every folder below ``home/runs``, by name."""
+    folder = home / "runs"
+    return (
+        sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    )
+
+
+def _no_such_run(home: Path, name: str) -> ManifestError:
+    names = run_names(home)
+    if name in names:
+        todo = "wait for its first round, or see the log of the run"
+        return ManifestError(
+            "this run has saved nothing yet", where=str(home / "runs" / name), todo=todo
+        )
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5) or names[:5]
+    todo = (
+        f"one of: {', '.join(near)}; all: feddmmr runs list"
+        if near
+        else "another --home, or feddmmr run"
+    )
+    return ManifestError("no such run", where=str(home / "runs"), got=ascii(name), todo=todo)
+
+
+def rounds_of(number: int, record: Record) -> int:
+    """How many rounds a stage was to have."""
+    return int(record["config"].get("num_rounds") or STAGES[number].default_rounds)
+
+
+def cell(record: Record, split: str, group: str, protocol: str) -> dict[str, float] | None:
+    """Metrics of a split, or ``None`` where the stage has none."""
+    found: dict[str, float] | None = record[split].get(group, {}).get(protocol)
+    return found
+
+
+def stale(record: Record) -> str:
+    """A mark for figures of a stage whose parent was trained again since."""
+    return " (stale)" if record["status"] == "stale" else ""
+
+
+def two(values: dict[str, float] | None) -> str:
+    """HR@10 / NDCG@10."""
+    return "-" if values is None else f"{values['hr@10']:.4f} / {values['ndcg@10']:.4f}"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def spoken(seconds: float) -> str:
+    """A duration for people: one unit where that is enough."""
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def total(record: Record, name: str) -> float:
+    """Sum over a stage's rounds of one of their numbers."""
+    return float(sum(entry.get(name) or 0 for entry in record["rounds"]))
+
+
+def plain(value: Any) -> str:
+    """A value of a config as one short text."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,189 @@
+"""One page about a run: everything in one HTML file, and the plots as PNG files beside it.
+
+The page loads nothing: pictures are embedded, and a content security policy says so to the browser.
+Whatever comes from nodes is escaped.
+"""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from feddmmr.features.output import disk_faults
+from feddmmr.launch.command import defaults, own_app
+from feddmmr.runs.data import data_of
+from feddmmr.runs.plots import PLOTS, Baselines, Plot, draw, epsilons
+from feddmmr.runs.read import Run, cell, plain, rounds_of, size, spoken, stale, total, two
+from feddmmr.runs.tables import scalars
+from server_app.record.checkpoint import write_atomically
+from server_app.record.report import TABLE_GROUPS, few_candidates, shortfalls
+from shared_model.errors import ConfigError, DataError
+from shared_model.protocol.metrics import PROTOCOLS, SAMPLED
+
+PAGE, _TEMPLATE = "index.html", "report.html"
+_MARK = 'name="generator" content="feddmmr"'
+_MANY = 200  # dropped nodes that the page lists
+
+
+def write_report(run: Run, home: Path, folder: Path | None, out: Path) -> Path:
+    """Write the page and its plots into ``out``; returns the page's path.
+
+    ``folder`` is the run's dataset, for the baselines. A report that is there is written anew;
+    ``DataError`` for a folder with anything else in it.
+    """
+    _refuse_other(out)
+    dataset = data_of(run, home, folder)
+    baselines: Baselines | None = None
+    if dataset is not None:
+        from feddmmr.baselines.baselines import evaluate_baselines
+
+        seed = run.stages[0][1]["seed"] if run.stages else 0
+        baselines = evaluate_baselines(dataset, "test", seed)
+    plots = draw(run, baselines)
+    files = {PAGE: _page(run, baselines, plots).encode()}  # first: it marks the folder as ours
+    files |= {_picture(plot.name): plot.png for plot in plots}
+    with disk_faults(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name in set(map(_picture, PLOTS)) - files.keys():  # an older report's
+            (out / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        write_atomically(out / name, content, "free disk space or choose another --out")
+    return (out / PAGE).resolve()
+
+
+def _picture(plot: str) -> str:
+    return f"{plot}.png"
+
+
+def _refuse_other(out: Path) -> None:
+    page = out / PAGE
+    ours = page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")
+    if out.exists() and not ours and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(
+            "the output is there and is no report",
+            where=str(out),
+            expected="a new or empty folder, or that of an older report",
+            todo="choose another --out",
+        )
+
+
+def _page(run: Run, baselines: Baselines | None, plots: list[Plot]) -> str:
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise ConfigError(
+            "the report needs jinja2", todo="install the extra: pip install 'feddmmr[report]'"
+        ) from error
+    environment = Environment(
+        loader=PackageLoader("feddmmr.runs", "."), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template(_TEMPLATE).render(
+        run=run,
+        data=run.data,
+        stages=[_stage(number, record) for number, record in run.stages],
+        plots=[(plot, _embedded(plot)) for plot in plots],
+        protocols=PROTOCOLS,
+        baselines=baselines,
+        rows=_rows(run, baselines),
+        groups=_groups(run),
+        notes=_notes(run),
+        settings=_settings(run),
+        dropped=_dropped(run)[:_MANY],
+        drops=len(_dropped(run)),
+        ledgers=[(n, _ledger(record)) for n, record in run.stages if record["privacy"]],
+        plain=plain,
+    )
+
+
+def _embedded(plot: Plot) -> str:
+    """The plot as a data URL: vectors, sharp on a phone and on paper."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(plot.svg).decode()}"
+
+
+def _stage(number: int, record: Any) -> dict[str, Any]:
+    """A stage as the page shows it."""
+    hidden = cell(record, "test", "all", "uniform-100")
+    cold = cell(record, "test", "cold", "uniform-100")
+    return {
+        "number": number,
+        "status": record["status"],
+        "done": max((entry["round"] for entry in record["rounds"]), default=0),
+        "of": rounds_of(number, record),
+        "best": record["best_round"],
+        "hr": None if hidden is None else hidden["hr@10"],
+        "among": few_candidates(hidden or {}) or SAMPLED,
+        "cold": None if cold is None else cold["hr@10"],
+        "time": spoken(total(record, "seconds")),
+        "down": size(total(record, "bytes_down")),
+        "up": size(total(record, "bytes_up")),
+        "sha256": record["sha256"][:12],
+    }
+
+
+def _rows(run: Run, baselines: Baselines | None) -> list[tuple[str, list[str]]]:
+    """Who, and HR@10 / NDCG@10 of group "all" on the test split by protocol."""
+    rows = [(name, [two(found[p]) for p in PROTOCOLS]) for name, found in (baselines or {}).items()]
+    for number, record in run.stages:
+        if record["test"]:
+            cells = [two(cell(record, "test", "all", p)) for p in PROTOCOLS]
+            rows.append((f"Stage {number}{stale(record)}", cells))
+    return rows
+
+
+def _groups(run: Run) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
+    """Group, its users, and the figures of each stage that has it; "all" is in the first table."""
+    tested = [(number, record) for number, record in run.stages if record["test"]]
+    found = {group for _, record in tested for group in record["test"]} - {"all"}
+    named = [g for g in TABLE_GROUPS if g in found] + sorted(found - set(TABLE_GROUPS))
+    groups = []
+    for group in named:
+        having = [(n, record) for n, record in tested if group in record["test"]]
+        users = int(having[0][1]["test"][group]["full"]["users"])
+        figures = [
+            (f"{n}{stale(r)}", [two(cell(r, "test", group, p)) for p in PROTOCOLS])
+            for n, r in having
+        ]
+        groups.append((group, users, figures))
+    return groups
+
+
+def _notes(run: Run) -> list[str]:
+    """Among how many a target is ranked on average, and where that is not what a protocol says."""
+    notes = []
+    for number, record in run.stages:
+        notes += [f"Stage {number}: {note}." for note in shortfalls(record["test"])]
+        found = record["test"].get("all", {})
+        counts = {p: found[p]["candidates"] for p in PROTOCOLS if "candidates" in found.get(p, {})}
+        if counts:
+            told = ", ".join(f"{protocol} {count:.1f}" for protocol, count in counts.items())
+            notes.append(f"Stage {number}, candidates of a target on average: {told}.")
+    return notes
+
+
+def _settings(run: Run) -> list[tuple[str, list[str], bool]]:
+    """Key, its value in each stage, and whether any of them is not the default."""
+    usual = {key.replace("-", "_"): value for key, value in defaults(own_app()).items()}
+    configs = [record["config"] for _, record in run.stages]
+    rows = []
+    for key in sorted({key for config in configs for key in config}):
+        values = [config.get(key) for config in configs]
+        changed = any(value != usual.get(key) for value in values)
+        rows.append((key.replace("_", "-"), [plain(value) for value in values], changed))
+    return rows
+
+
+def _dropped(run: Run) -> list[tuple[int, int, str, str]]:
+    """Stage, round, node and reason of each drop; the test counts as the best round."""
+    rows = []
+    for number, record in run.stages:
+        for entry in record["rounds"]:
+            rows += [(number, entry["round"], d["node"], d["reason"]) for d in entry["dropped"]]
+        best = record["best_round"]
+        rows += [(number, best, d["node"], d["reason"]) for d in record["test_dropped"]]
+    return rows
+
+
+def _ledger(record: Any) -> dict[str, Any]:
+    """A privacy ledger's scalars, and what was spent in the end."""
+    spent = epsilons(record)
+    last = {f"epsilon after round {spent[-1][0]}": spent[-1][1]} if spent else {}
+    return scalars(record["privacy"]) | last

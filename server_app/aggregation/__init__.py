@@ -1,0 +1,1 @@
+"""From the nodes' sums to a step of the model."""

@@ -1,0 +1,1 @@
+"""Who takes part: nodes that come, stay and leave."""

@@ -1,0 +1,104 @@
+"""A round's sum under differential privacy: bounded, noised, over a fixed number of users.
+
+DP-FedAvg with a fixed denominator, McMahan et al., "Learning Differentially Private Recurrent
+Language Models" (ICLR 2018), estimator (i) of section 3.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from server_app.aggregation.aggregate import RoundUpdate, require_norm
+from server_app.privacy.ledger import Ledger
+from server_app.record.manifest import Record
+from shared_model.model.recommender import Arrays
+from shared_model.protocol.config import Settings
+from shared_model.protocol.gaussian import array_noise, derive
+from shared_model.protocol.messages import NodeReport
+from shared_model.protocol.plan import LocalUpdate
+
+_TAIL = 10.0  # stds: the norm of a node's noise is as far beyond sqrt(numbers) once in 10^21
+
+
+@dataclass(frozen=True)
+class Noising:
+    """The noise of one stage, a function of its training's secret and a round.
+
+    And of who was absent, by name and data: the same round of other users gets other noise, or
+    their difference would be a node's sum without any.
+    """
+
+    key: bytes
+    clip_norm: float
+    std: float  # of the noise on a round's sum
+    users: int  # of all nodes
+    fraction: float
+    on_nodes: bool
+
+    def plan(self, round_: int) -> dict[str, Any]:
+        """What a round plan says under differential privacy.
+
+        ``draw`` is not public: sampling hides a user only from those who do not know the sample.
+        """
+        return {
+            "draw": derive(self.key, "participation", round_).hex(),
+            "noise_std": self.std if self.on_nodes else 0.0,
+            "total_users": self.users,
+        }
+
+    def check(self, update: LocalUpdate, node: NodeReport) -> None:
+        """``NodeError`` if a node's sum is more than its participants can make it.
+
+        No comparison with other nodes: who is left out must not depend on what others sent.
+        """
+        noise = 0.0
+        if self.on_nodes:
+            numbers = sum(value.numel() for value in update.arrays.values())
+            share = self.std * math.sqrt(node.users / self.users)
+            noise = share * (math.sqrt(numbers) + _TAIL)
+        require_norm(update, update.participants * self.clip_norm, noise)
+
+    def release(self, round_: int, absent: Sequence[NodeReport]) -> Record:
+        """What the ledger says of a round. ``noise`` names its noise, of which it tells nothing."""
+        noise = derive(self._round_key(round_, absent), "fingerprint").hex()
+        return {"round": round_, "absent": [node.name for node in absent], "noise": noise}
+
+    def mean(
+        self,
+        updates: Sequence[LocalUpdate],
+        arrays: Arrays,
+        round_: int,
+        absent: Sequence[NodeReport],
+    ) -> RoundUpdate:
+        """The round's update, shaped like ``arrays``, float32: (sum + noise) / expected users.
+
+        Of no users, too: that nobody took part is nobody's business. Float64, in the order given.
+        """
+        key, delta = self._round_key(round_, absent), {}
+        for name, like in arrays.items():
+            total = torch.zeros_like(like, dtype=torch.float64)
+            for update in updates:
+                total += update.arrays[name]
+            if not self.on_nodes:
+                total += array_noise(key, name, like.shape, self.std)
+            delta[name] = (total / (self.fraction * self.users)).float()
+        return RoundUpdate(delta, 0.0, 0, sum(update.participants for update in updates), {})
+
+    def _round_key(self, round_: int, absent: Sequence[NodeReport]) -> bytes:
+        who = [text for node in absent for text in (node.name, node.history_digest)]
+        return derive(self.key, "noise", round_, *who)
+
+
+def noising_of(settings: Settings, ledger: Ledger, stage: int) -> Noising:
+    """The noise of a stage whose ledger is open."""
+    return Noising(
+        key=derive(ledger.secret, "stage", stage, int(ledger.record["attempt"])),
+        clip_norm=settings.dp_clip_norm,
+        std=settings.dp_noise_multiplier * settings.dp_clip_norm,
+        users=int(ledger.record["users"]),
+        fraction=settings.fraction_train,
+        on_nodes=settings.dp_noise_on == "nodes",
+    )

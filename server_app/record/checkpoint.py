@@ -1,0 +1,102 @@
+"""Checkpoints: safetensors files written whole or not at all, and verified on use."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from server_app.aggregation.optimizers import ServerOptimizer
+from shared_model.errors import ManifestError
+from shared_model.fingerprint import file_sha256
+from shared_model.model.recommender import Arrays
+
+_MODEL, _OPTIMIZER = "model/", "optimizer/"
+_RESUBMIT = "free disk space or choose another 'home', then submit the same run again"
+
+
+def write_atomically(path: Path, content: bytes, todo: str = _RESUBMIT) -> None:
+    """Temporary file, fsync, rename, fsync of the folder: ``path`` is whole or as it was.
+
+    ``ManifestError`` if the disk is full or the folder cannot be written; nothing is left behind.
+    ``todo`` is its advice.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with _explained("cannot write an artifact", path, todo):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove(path: Path) -> None:
+    """Delete an artifact that nobody needs. ``ManifestError`` if the folder cannot be written."""
+    with _explained("cannot delete an old artifact", path, _RESUBMIT):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(what: str, path: Path, todo: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ManifestError(what, where=str(path), got=str(error), todo=todo) from error
+
+
+def save_checkpoint(
+    folder: Path, stem: str, arrays: Arrays, optimizer: ServerOptimizer | None = None
+) -> tuple[str, str]:
+    """Write model arrays, and the optimizer's if given; returns file name and sha256.
+
+    The name holds the hash, so that no other checkpoint of the run is ever written over.
+    """
+    named = {_MODEL + name: value.contiguous() for name, value in arrays.items()}
+    if optimizer is not None:
+        state = optimizer.state.items()
+        named |= {_OPTIMIZER + name: value.contiguous() for name, value in state}
+    content = save(named)
+    sha256 = hashlib.sha256(content).hexdigest()
+    file = f"{stem}-{sha256[:12]}.safetensors"
+    write_atomically(folder / file, content)
+    return file, sha256
+
+
+def load_checkpoint(path: Path, sha256: str, optimizer: ServerOptimizer | None = None) -> Arrays:
+    """The model arrays of a checkpoint; fills the optimizer's state if one is given.
+
+    ``ManifestError`` if the file is missing, unreadable or not the one that was recorded.
+    """
+    try:
+        found = file_sha256(path) if path.is_file() else ""
+        named = load_file(path) if found == sha256 else {}
+    except (SafetensorError, OSError) as error:
+        raise ManifestError("unreadable checkpoint", where=str(path), got=str(error)) from error
+    if found != sha256:
+        raise ManifestError(
+            "a checkpoint is missing or was changed",
+            where=str(path),
+            expected=f"sha256 {sha256[:12]}",
+            got=found[:12] or "no file",
+            todo="restore the file, or train the stage again with redo=true",
+        )
+    if optimizer is not None:
+        optimizer.state = _strip(named, _OPTIMIZER)
+    return _strip(named, _MODEL)
+
+
+def _strip(named: Arrays, prefix: str) -> Arrays:
+    return {n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix)}

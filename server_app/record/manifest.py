@@ -1,0 +1,215 @@
+"""The manifest: what a run is made of, which stages hold, and the order between them.
+
+Written last and atomically; a checkpoint counts only once the manifest names it. Two processes
+cannot write one run: the folder is locked while a run is open (the lock dies with its process).
+What the file looks like, and what of it is refused, is in seal.py.
+"""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from server_app.record.checkpoint import remove, write_atomically
+from server_app.record.manifest_file import FORMAT, sealed, unsealed
+from server_app.record.manifest_file import Record as Record
+from shared_model.errors import ManifestError
+from shared_model.fingerprint import file_sha256
+from shared_model.stages import Stage, stage_of
+
+# What a model means beyond its arrays' shapes, and what its evaluation is drawn from.
+_SHARED = ("seed", "hidden_size", "num_heads", "num_blocks", "max_length")
+_SHARED_BY_MIXTURES = (
+    "modalities",
+    "memory_short_term",
+    "memory_long_term",
+    "memory_novelty",
+    "memory_surprise",
+)
+
+
+class Manifest:
+    """One run's record. ``data`` is the JSON document of design section 5."""
+
+    def __init__(self, folder: Path, data: Record) -> None:
+        self.folder = folder
+        self.data = data
+
+    @property
+    def path(self) -> Path:
+        """Where the manifest lies."""
+        return self.folder / "manifest.json"
+
+    def stage(self, number: int) -> Record | None:
+        """What the run recorded for a stage, or ``None``."""
+        record: Record | None = self.data["stages"].get(str(number))
+        return record
+
+    def is_complete(self, number: int) -> bool:
+        """Whether a stage is complete and not stale."""
+        record = self.stage(number)
+        return record is not None and record["status"] == "complete"
+
+    def save(self) -> None:
+        """Write the manifest, sealed anew, whole or not at all."""
+        write_atomically(self.path, sealed(self.data))
+
+    def remove_unnamed_checkpoints(self) -> None:
+        """Delete the checkpoints that no record, superseded ones included, speaks of."""
+        records = [*self.data["stages"].values(), *self.data["superseded"]]
+        named = {record["checkpoint"] for record in records}
+        named |= {record["last"].get("file") for record in records}
+        for path in self.folder.glob("*.safetensors*"):  # and temporary files of a killed process
+            if path.name not in named:
+                remove(path)
+
+    def bind(self, app: Record, dataset: Record, features: Record) -> None:
+        """Tie a new run to its data; refuse to go on with an old one on other data."""
+        for name, value in {"dataset": dataset, "features": features}.items():
+            if self.data["stages"] and self.data[name]["sha256"] != value["sha256"]:
+                raise ManifestError(
+                    f"this run belongs to another {name}",
+                    where=str(self.path),
+                    expected=f"sha256 {self.data[name]['sha256'][:12] or 'none'}",
+                    got=value["sha256"][:12] or "none",
+                    todo="choose another name with run='NAME'",
+                )
+        self.data |= {"app": app, "dataset": dataset, "features": features}
+
+    def require_order(self, stage: Stage, config: Record) -> None:
+        """``ManifestError`` unless every stage before this one is complete (invariant 3), and was
+        trained with the settings that all stages of a run share."""
+        for number in range(1, stage.number):
+            if not self.is_complete(number):
+                record = self.stage(number)
+                raise ManifestError(
+                    f"stage {stage.number} needs a complete stage {number}",
+                    where=str(self.path),
+                    expected=f"stage {number} complete",
+                    got=record["status"] if record else "not run",
+                    todo=f"run stage={number} first, or stage=0 for all in order",
+                )
+            shared = _SHARED + (_SHARED_BY_MIXTURES if stage_of(number).mixes else ())
+            before = self.data["stages"][str(number)]["config"]
+            changed = [key for key in shared if before.get(key) != config.get(key)]
+            if changed:
+                raise ManifestError(
+                    f"stage {stage.number} has other settings than stage {number} of this run",
+                    where=str(self.path),
+                    expected=", ".join(f"{key}={before.get(key)}" for key in changed),
+                    got=", ".join(f"{key}={config.get(key)}" for key in changed),
+                    todo="restore them, or choose another name with run='NAME'",
+                )
+
+    def _is_whole(self, record: Record) -> bool:
+        """Whether the checkpoints that a stage would go on with are there, unchanged."""
+        named = {record["checkpoint"]: record["sha256"]}
+        named[record["last"].get("file", "")] = record["last"].get("sha256", "")
+        paths = {self.folder / file: sha256 for file, sha256 in named.items() if file}
+        return all(path.is_file() and file_sha256(path) == paths[path] for path in paths)
+
+    def begin(self, stage: Stage, config: Record, redo: bool, goes_on: bool = True) -> Record:
+        """The stage's record to go on with: a fresh one, or a cut-off one of the same config.
+
+        A redone stage that was cut off resumes, too, unless that is what cannot be (its files are
+        not as they were, or ``goes_on`` is false).
+        """
+        old = self.stage(stage.number)
+        if old is not None and old["status"] in ("running", "failed"):
+            if not redo:
+                _require_same_config(old["config"], config, self.path)
+            if old["config"] == config and (not redo or (goes_on and self._is_whole(old))):
+                old["status"] = "running"
+                return old
+        if old is not None:
+            self.data["superseded"].append({"stage": stage.number, **old, "last": {}})
+        parent = self.stage(stage.number - 1)
+        record: Record = {
+            "status": "running",
+            "app_sha256": self.data["app"]["sha256"],
+            "parent_sha256": parent["sha256"] if parent else "",
+            "checkpoint": "",
+            "sha256": "",
+            "last": {},
+            "loaded": list(stage.loaded),
+            "trained": list(stage.trained),
+            "frozen": list(stage.frozen),
+            "config": config,
+            "seed": config["seed"],
+            "best_round": 0,
+            "rounds": [],
+            "valid": {},
+            "test": {},
+            "test_dropped": [],
+            "privacy": {},
+        }
+        self.data["stages"][str(stage.number)] = record
+        for number, following in self.data["stages"].items():
+            if int(number) > stage.number:
+                following["status"] = "stale"
+        return record
+
+
+@contextmanager
+def open_manifest(home: Path, run: str) -> Iterator[Manifest]:
+    """The manifest of ``home/runs/run``, locked; a new one if the run is new.
+
+    ``ManifestError`` if another process holds the run, its folder cannot be written, or the file
+    is not a manifest as it was saved.
+    """
+    folder = home / "runs" / run
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise ManifestError(
+            "cannot write the run's folder",
+            where=str(folder),
+            got=str(error),
+            todo="choose a writable folder with home='/abs/path'",
+        ) from error
+    with lock:
+        _hold(lock, folder)
+        yield Manifest(folder, _read(folder / "manifest.json", run))
+
+
+def _hold(lock: TextIO, folder: Path) -> None:
+    """Lock until the file is closed, or its process dies."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ManifestError(
+            "another process writes this run",
+            where=str(folder),
+            todo="wait for it to end, or choose another name with run='NAME'",
+        ) from error
+    except OSError as error:
+        raise ManifestError(
+            "the run's folder cannot be locked",
+            where=str(folder),
+            got=str(error),
+            todo="choose a folder on a local file system with home='/abs/path'",
+        ) from error
+
+
+def _read(path: Path, run: str) -> Record:
+    try:
+        return unsealed(path.read_bytes(), path)
+    except FileNotFoundError:
+        empty: Record = {"app": {}, "dataset": {}, "features": {}, "stages": {}, "superseded": []}
+        return {"format": FORMAT, "run": run} | empty
+    except OSError as error:
+        raise ManifestError("unreadable manifest", where=str(path), got=str(error)) from error
+
+
+def _require_same_config(old: Record, new: Record, path: Path) -> None:
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    if changed:
+        raise ManifestError(
+            "a run that was cut off goes on with its own settings only",
+            where=str(path),
+            expected=", ".join(f"{key}={old.get(key)}" for key in changed),
+            got=", ".join(f"{key}={new.get(key)}" for key in changed),
+            todo="restore these settings, start over with redo=true, or choose another run='NAME'",
+        )

@@ -1,0 +1,1 @@
+"""Rounds: the loop, Flower's four hooks, what is exchanged and logged."""

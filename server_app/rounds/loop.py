@@ -1,0 +1,228 @@
+"""The round loop: train, validate, keep the best, stop early, test once.
+
+``Strategy.start`` has no best checkpoint, no early stopping, no resume and no deadline policy, so
+the loop over the strategy's four hooks is the project's own.
+"""
+
+import time
+
+from flwr.serverapp import Grid
+
+from server_app.privacy.ledger import Ledger
+from server_app.record import report
+from server_app.record.checkpoint import load_checkpoint, save_checkpoint
+from server_app.record.manifest import Manifest, Record
+from server_app.record.tensorboard import Events
+from server_app.rounds.exchange import Asking, scalar
+from server_app.rounds.strategy import StageStrategy
+from shared_model.errors import RoundError
+from shared_model.model.recommender import Arrays
+from shared_model.protocol.metrics import Report
+
+# The validation figure that the best round maximises, summed over two groups: known items, among
+# cold ones if there are any, and, from Stage 2 on, what content alone tells ("as-cold"). Content
+# that outshouts all IDs gains in the second and loses in the first.
+SELECT_KNOWN, SELECT_CONTENT = ("all-with-cold", "all"), "as-cold"
+SELECT_BY = ("full", "ndcg@10")
+
+
+class StageRun:
+    """One stage of one run in progress."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        strategy: StageStrategy,
+        manifest: Manifest,
+        record: Record,
+        ledger: Ledger | None = None,
+    ) -> None:
+        self.strategy = strategy
+        self.asking = Asking(grid, strategy)
+        self.manifest = manifest
+        self.record = record
+        self.ledger = ledger
+        self.stage = strategy.stage.number
+
+    def run(self, initial: Arrays) -> None:
+        """From the initial arrays, or from the last saved round, to the tested best checkpoint."""
+        arrays, done = self._resume(initial)
+        wanted = self.strategy.settings.tensorboard
+        self.events = Events(self.manifest.folder, self.stage, done + 1, wanted=wanted)
+        try:
+            self._rounds(arrays, done)
+        finally:
+            self.events.close()
+        self._complete()
+
+    def _rounds(self, arrays: Arrays, done: int) -> None:
+        """Every round that is not done yet, until the last one or patience is over."""
+        if done < 0:
+            started = time.monotonic()
+            entry: Record = {"round": 0, "participants": 0, "loss": None, "dropped": []}
+            self._validate(0, arrays, entry)
+            self._finish_round(entry, started, arrays)
+        for round_ in range(max(done, 0) + 1, self.strategy.num_rounds + 1):
+            if self._patience_is_over():
+                report.say(
+                    f"stage {self.stage}: early stop, best round {self.record['best_round']}"
+                )
+                break
+            if self.ledger and self.ledger.is_spent(round_):
+                report.say(f"stage {self.stage}: the privacy budget is spent before round {round_}")
+                break
+            arrays = self._round(round_, arrays)
+
+    def _resume(self, initial: Arrays) -> tuple[Arrays, int]:
+        """Arrays and number of the last saved round; -1 if there is none."""
+        last = self.record["last"]
+        done = last.get("round", -1)
+        self.record["rounds"] = [e for e in self.record["rounds"] if e["round"] <= done]
+        if not last:
+            return initial, done
+        path = self.manifest.folder / last["file"]
+        arrays = self._trained(load_checkpoint(path, last["sha256"], self.strategy.optimizer))
+        self.strategy.optimizer.steps = last["optimizer_steps"]
+        report.say(f"stage {self.stage}: resumed after round {done}")
+        return arrays, done
+
+    def _trained(self, arrays: Arrays) -> Arrays:
+        """A checkpoint without the frozen groups, which it holds as the stage got them."""
+        return {name: value for name, value in arrays.items() if name not in self.strategy.frozen}
+
+    def _round(self, round_: int, arrays: Arrays) -> Arrays:
+        """One round of training, with validation and a checkpoint where they are due."""
+        started = time.monotonic()
+        noising = self.strategy.noising
+        if noising and noising.on_nodes:  # before a node sends its noised sum: all of them will
+            self._charge(noising.release(round_, ()))
+        new, sums = self.asking.train(round_, arrays)
+        if noising and not noising.on_nodes:  # before the new arrays are sent to anyone
+            self._charge(self.strategy.release)
+        exchange = self.strategy.exchange
+        entry: Record = {
+            "round": round_,
+            "participants": int(scalar(sums, "participants")),
+            "nodes": int(scalar(sums, "nodes")),
+            "loss": scalar(sums, "loss") if "loss" in sums else None,
+            "bytes_down": exchange.bytes_down,
+            "bytes_up": exchange.bytes_up,
+            "dropped": exchange.dropped,
+            **({"clipped": self.strategy.clipped} if self.strategy.clipped else {}),
+            **self.strategy.logs,
+        }
+        settings = self.strategy.settings
+        spent = bool(self.ledger and self.ledger.is_spent(round_ + 1))
+        last = spent or round_ == self.strategy.num_rounds
+        due = last or round_ % settings.evaluate_every == 0
+        if due:
+            self._validate(round_, new, entry)
+            if self.ledger:
+                entry["epsilon"] = self.ledger.tell(round_)
+        # With noise, every round: a replay may repeat the last release alone. Behind an earlier one
+        # that misses another node, later rounds would put noise that is out already on another sum.
+        private = self.ledger is not None
+        saved = due or private or round_ % settings.checkpoint_every == 0
+        self._finish_round(entry, started, new if saved else None)
+        return new
+
+    def _charge(self, release: Record) -> None:
+        if self.ledger:
+            self.ledger.charge(release)
+            self.manifest.save()
+
+    def _validate(self, round_: int, arrays: Arrays, entry: Record) -> None:
+        """Score this round's own arrays; keep them if they are the best so far."""
+        entry["valid"] = self.asking.evaluate(round_, arrays, "valid")
+        exchange, nodes = self.strategy.exchange, self.strategy.census.nodes
+        entry["nodes"] = entry.get("nodes", len(nodes) - len({d["node"] for d in exchange.dropped}))
+        for name in ("bytes_down", "bytes_up"):
+            entry[name] = entry.get(name, 0) + getattr(exchange, name)
+        entry["dropped"] = entry["dropped"] + [
+            d for d in exchange.dropped if d not in entry["dropped"]
+        ]
+        if not self.record["checkpoint"] or selected(entry) > self._best():
+            self._keep_best(round_, arrays, entry["valid"])
+
+    def _best(self) -> float:
+        return selected(self.record)
+
+    def _keep_best(self, round_: int, arrays: Arrays, valid: Report) -> None:
+        file, sha256 = save_checkpoint(
+            self.manifest.folder,
+            f"stage{self.stage}-round{round_:04d}",
+            self.strategy.frozen | arrays,
+        )
+        self.record |= {"checkpoint": file, "sha256": sha256, "best_round": round_, "valid": valid}
+
+    def _finish_round(self, entry: Record, started: float, save: Arrays | None) -> None:
+        entry |= self.asking.presence.take_events()
+        entry["seconds"] = round(time.monotonic() - started, 3)
+        self.record["rounds"].append(entry)
+        self.events.add(entry)
+        if save is not None:
+            self._save_last(entry["round"], save)
+        report.say(report.round_line(self.stage, self.strategy.num_rounds, entry))
+
+    def _save_last(self, round_: int, arrays: Arrays) -> None:
+        """Checkpoint first, then the manifest that names it, then the files nobody names."""
+        optimizer = self.strategy.optimizer
+        file, sha256 = save_checkpoint(
+            self.manifest.folder,
+            f"stage{self.stage}-last{round_:04d}",
+            self.strategy.frozen | arrays,
+            optimizer,
+        )
+        self.record["last"] = {
+            "file": file,
+            "sha256": sha256,
+            "round": round_,
+            "optimizer_steps": optimizer.steps,
+        }
+        self.manifest.save()
+        self.manifest.remove_unnamed_checkpoints()
+
+    def _patience_is_over(self) -> bool:
+        """Whether the last ``patience`` validations brought nothing better."""
+        patience = self.strategy.settings.patience
+        since = [e for e in self.record["rounds"] if "valid" in e]
+        worse = [e for e in since if e["round"] > self.record["best_round"]]
+        return 0 < patience <= len(worse)
+
+    def _require_participants(self) -> None:
+        """``RoundError`` if no user took part in any round: what was kept is what came in."""
+        if self.ledger or any(entry["participants"] for entry in self.record["rounds"]):
+            return  # under differential privacy the draw is a secret, and noise has moved the model
+        settings = self.strategy.settings
+        raise RoundError(
+            f"stage {self.stage} trained nobody",
+            where=f"{self.strategy.num_rounds} rounds",
+            expected="participants",
+            got=f"none at fraction-train={settings.fraction_train:g} of "
+            f"{self.strategy.census.dataset()['users']} users",
+            todo="start another run with a larger fraction-train or more rounds",
+        )
+
+    def _complete(self) -> None:
+        """Open the test split, once, on the best checkpoint."""
+        best = self.record["best_round"]
+        self._require_participants()
+        if self.ledger:
+            self.ledger.tell(self.record["rounds"][-1]["round"])
+        path = self.manifest.folder / self.record["checkpoint"]
+        arrays = self._trained(load_checkpoint(path, self.record["sha256"]))
+        self.record["test"] = self.asking.evaluate(best, arrays, "test")
+        self.record["test_dropped"] = self.strategy.exchange.dropped
+        self.record["status"] = "complete"
+        self.record["last"] = {}
+        self.manifest.save()
+        self.manifest.remove_unnamed_checkpoints()
+
+
+def selected(entry: Record) -> float:
+    """The validation figure by which rounds are compared."""
+    protocol, metric = SELECT_BY
+    valid = entry["valid"]
+    known = next(group for group in SELECT_KNOWN if group in valid)
+    groups = [known, SELECT_CONTENT] if SELECT_CONTENT in valid else [known]
+    return sum(float(valid[group][protocol][metric]) for group in groups)

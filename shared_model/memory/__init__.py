@@ -1,0 +1,1 @@
+"""The memory of a user, as a function of its history."""

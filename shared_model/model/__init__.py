@@ -1,0 +1,1 @@
+"""The model: SASRec, experts, fusion, router."""

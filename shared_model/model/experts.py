@@ -1,0 +1,93 @@
+"""Visual and semantic experts: what a user's memory says about a candidate, in each modality.
+
+Letters: B users, N candidates, L remembered items, H heads, D hidden size, V and S the native
+dimensions of images (512 with CLIP's ViT-B-32) and texts (384 with MiniLM). Nothing is squeezed
+before attention.
+
+An expert is an attention in two halves, ``logits`` and ``values``. Its output for a candidate is
+the sum over heads of softmax(logits) @ values, over what the memory holds at a position; the fusion
+takes the halves apart, since a linear map of L values costs less than one of N outputs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from shared_model.model.matmul import Linear
+
+SHARPNESS = 10.0  # unit vectors have dot products in [-1, 1], far too flat for a softmax
+# Pictures tell items apart better than they tell tastes: on a smaller scale, what maps them learns
+# slower, and generalises better to items that nobody has seen (docs/log.md, "cold items").
+_PICTURE_SCALE = 0.3
+
+
+class VisualExpert(nn.Module):
+    """Light attention: the candidate looks for its like among the pictures in memory.
+
+    Query, keys and values are the pictures' own features, so the only parameters are the weight of
+    each feature in the comparison and the projection of what was found.
+    """
+
+    def __init__(self, visual: int) -> None:
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.empty(visual))  # starts at SHARPNESS
+        self.output = Linear(visual, visual, bias=False)
+
+    def logits(self, pictures: Tensor, memory: Tensor) -> Tensor:
+        """``pictures`` [B or 1, N, V] and ``memory`` [B or 1, L, V] -> [B, 1, N, L]."""
+        return ((pictures * self.sharpness) @ memory.mT)[:, None]
+
+    def values(self, memory: Tensor) -> Tensor:
+        """``memory`` [B, L, V] -> [B, 1, L, V]."""
+        found: Tensor = self.output(_PICTURE_SCALE * memory)
+        return found[:, None]
+
+
+class SemanticExpert(nn.Module):
+    """Multi-head cross-attention: the candidate's ID embedding asks the texts in memory.
+
+    No key bias (it cannot matter) and no value bias (the output would only shift).
+    """
+
+    def __init__(self, hidden: int, text: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(hidden, text)
+        self.key = Linear(text, text, bias=False)
+        self.value = Linear(text, text, bias=False)
+        self.output = Linear(text, text, bias=False)
+
+    def keys(self, memory: Tensor) -> Tensor:
+        """``memory`` [B, L, S] -> [B, H, L, S/H]."""
+        return self._split(self.key(memory))
+
+    def logits(self, vectors: Tensor, key: Tensor) -> Tensor:
+        """``vectors`` [B or 1, N, D] and a memory's ``key`` [B, H, L, S/H] -> [B, H, N, L]."""
+        query = self._split(self.query(vectors))
+        logits: Tensor = query @ key.mT * key.shape[-1] ** -0.5
+        return logits
+
+    def values(self, memory: Tensor) -> Tensor:
+        """``memory`` [B, L, S] -> [B, H, L, S]: each head's share of the output."""
+        by_head = self._split(self.output.weight).mT  # [H, S/H, S]
+        values: Tensor = self._split(self.value(memory)) @ by_head
+        return values
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(-3, -2)  # [B, H, ., S/H]
+
+
+class Experts(nn.Module):
+    """The two experts and the two halves of the content head."""
+
+    def __init__(self, hidden: int, visual: int, text: int, heads: int) -> None:
+        super().__init__()
+        self.visual = VisualExpert(visual)
+        self.text = SemanticExpert(hidden, text, heads)
+        self.visual_head = Linear(visual, hidden)
+        self.text_head = Linear(text, hidden)
+
+    def content(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
+        """Content in ID space: [..., N, V], [..., N, S] and weights [..., N, 2] -> [..., N, D]."""
+        pictures = self.visual_head(_PICTURE_SCALE * visual)
+        heads = torch.stack([pictures, self.text_head(text)], -2)
+        return (weights[..., None] * heads).sum(-2)

@@ -1,0 +1,85 @@
+"""Cross-modal fusion: SASRec's state chooses between what the two experts found.
+
+Letters: B users, P positions, N candidates, L remembered items, H heads, D hidden size, V and S the
+experts' dimensions.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from shared_model.model.matmul import Linear
+from shared_model.model.router import MODALITIES, masked_softmax
+
+# A weight that has to travel far, from 0 to several nats: on this scale Adam takes it there.
+_FAMILIARITY_SCALE = 20.0
+_FLOOR = -60.0  # keeps exp() of what a position alone remembers away from 0 / 0
+
+
+class CrossModalFusion(nn.Module):
+    """Attention over two tokens, the experts' outputs, with the router's weights as a prior.
+
+    And one number for what the experts must not have to find out from features: the candidate is
+    itself in memory, and what was chosen once may be chosen again rarely, or gladly (compare the
+    repeat mode of Ren et al., "RepeatNet", AAAI 2019). It does not depend on content.
+
+    Its output starts at zero: a stage begins exactly where the last one ended (invariant 2).
+    """
+
+    def __init__(self, hidden: int, visual: int, text: int) -> None:
+        super().__init__()
+        sizes = dict(zip(MODALITIES, (visual, text), strict=True))
+        self.query = Linear(hidden, hidden, bias=False)
+        self.key = nn.ModuleDict({m: Linear(n, hidden, bias=False) for m, n in sizes.items()})
+        self.value = nn.ModuleDict({m: Linear(n, hidden, bias=False) for m, n in sizes.items()})
+        self.output = Linear(hidden, hidden, bias=False)
+        self.familiarity = nn.Parameter(torch.empty(()))  # starts at 0
+
+    def project(self, modality: str, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What each remembered item is asked for and says: two of [B, H, L, D].
+
+        ``values`` [B, H, L, dim] of the expert.
+        """
+        return self.key[modality](values), self.value[modality](values)
+
+    def token(
+        self,
+        logits: Tensor,
+        keys: Tensor,
+        sayings: Tensor,
+        held: Tensor,
+        unknown: Tensor,
+        sequence: Tensor,
+        vectors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """One modality's token: its match with the state and its say about the candidate.
+
+        ``logits`` [B, H, N, L] of the expert, ``keys`` and ``sayings`` [B, H, L, D] as ``project``
+        makes them, ``held`` [B, P, L] bool: what a position remembers, ``unknown`` [B or 1, N, L]
+        bool: what a candidate must not meet there, ``sequence`` [B, P, D], ``vectors``
+        [B or 1, N, D] -> two of [B, P, N].
+
+        The expert's output never exists: both results are linear in it, and so are averages over
+        memory of numbers that each remembered item has by itself. A memory that holds nothing
+        answers 0.
+        """
+        strength = (logits - logits.amax(-1, keepdim=True).detach()).clamp(min=_FLOOR).exp()
+        strength = strength.masked_fill(unknown[:, None], 0.0)
+        holds = held[:, None].to(strength.dtype)  # [B, 1, P, L]
+        total = strength @ holds.mT  # [B, H, N, P]
+        total = total + (total == 0).to(total.dtype)
+        asked = self.query(sequence)[:, None] @ keys.mT  # [B, H, P, L]
+        match = strength @ (holds * asked).mT / total  # [B, H, N, P]
+        wanted = (vectors @ self.output.weight)[:, None]  # [B or 1, 1, N, D]
+        say = (strength * (wanted @ sayings.mT)) @ holds.mT / total
+        return match.sum(1).mT * sequence.shape[-1] ** -0.5, say.sum(1).mT
+
+    def forward(self, matches: Tensor, says: Tensor, prior: Tensor, remembered: Tensor) -> Tensor:
+        """What the fused state, and being remembered itself, add to the scores: [B, P, N].
+
+        ``matches`` and ``says`` [B, P, N, 2] of the tokens, ``prior`` [B or 1, N, 2]; a modality
+        whose prior is 0 has no say. ``remembered`` [B, P, N] bool: the candidate is in memory.
+        """
+        prior = prior[:, None]
+        logits = matches + prior.clamp(min=1e-9).log()
+        weights = masked_softmax(logits, (prior > 0).expand_as(logits))
+        return (weights * says).sum(-1) + _FAMILIARITY_SCALE * self.familiarity * remembered

@@ -1,0 +1,165 @@
+"""The model: an item table and a SASRec backbone, split into parameter groups by name."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shared_model.errors import ModelError
+from shared_model.model.dropout import Dropout
+from shared_model.model.experts import SHARPNESS
+from shared_model.model.mixture import Mixture
+from shared_model.model.sasrec import PAD, SASRec
+from shared_model.seeds import stable_hash
+from shared_model.stages import STAGES, Stage, names_of
+
+Arrays = dict[str, Tensor]
+
+_EMBEDDING_STD = 0.07
+# Heads start small: what training never reaches stays in what they say of items it never saw.
+_SMALL = ("mixture.experts.visual_head.weight", "mixture.experts.text_head.weight")
+# A stage starts where the last one ended (invariant 2); the layers before them move one step later.
+_ZERO = (
+    "mixture.fusion.output.weight",
+    "mixture.fusion.familiarity",
+    "mixture.router.weigh.weight",
+)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What fixes every array's shape. Sizes are counts; ``num_items`` excludes padding."""
+
+    num_items: int
+    hidden: int
+    heads: int
+    blocks: int
+    max_length: int
+    visual: int = 0  # feature dimensions; what Stage 1 is built with does not depend on them
+    text: int = 0
+
+
+class Recommender(nn.Module):
+    """Scores every item as the next one of a history: hidden state times item embedding.
+
+    Only what the stage's forward pass uses is there; ``mixture`` is ``None`` in Stage 1.
+    """
+
+    def __init__(self, shape: ModelShape, stage: Stage) -> None:
+        super().__init__()
+        self.shape = shape
+        self.stage = stage
+        self.item_embedding = nn.Embedding(shape.num_items + 1, shape.hidden, padding_idx=PAD)
+        self.backbone = SASRec(shape.hidden, shape.heads, shape.blocks, shape.max_length)
+        self.mixture: Mixture | None = None
+        if stage.mixes:
+            self.mixture = Mixture(
+                shape.hidden, shape.visual, shape.text, shape.heads, "router" in stage.groups
+            )
+
+    def forward(self, inputs: Tensor, dropout: Dropout, padded: bool = True) -> Tensor:
+        """Hidden states. ``inputs`` [B, T] item indices, left padded -> [B, T, D].
+
+        If nothing in them is padding, ``padded=False`` says so: attention then costs half.
+        """
+        valid = inputs != PAD if padded else None
+        hidden: Tensor = self.backbone(self.item_embedding(inputs), valid, dropout)
+        return hidden
+
+    def mix(self) -> Mixture:
+        """The mixture of Stages 2 and 3; ``ModelError`` if the model was built for Stage 1."""
+        if self.mixture is None:
+            raise ModelError("the model has no mixture", expected="a model of Stage 2 or 3")
+        return self.mixture
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """The scoring rule of every stage: unnormalised dot products. [B, D] -> [B, I+1]."""
+        return hidden @ self.item_embedding.weight.T
+
+
+def build(
+    shape: ModelShape,
+    seed: int,
+    device: str = "cpu",
+    stage: Stage = STAGES[1],
+    gate: float = 1.0,
+) -> Recommender:
+    """A freshly initialised model: each parameter is a function of its name and the seed."""
+    # Not on "meta": to fill tensors there, torch imports its compiler, 4 s of every message.
+    with torch.random.fork_rng(devices=[]):  # torch's own values, which are replaced below
+        model = Recommender(shape, stage).to(device)
+    for name, parameter in model.named_parameters():
+        _initialise(name, parameter, seed)
+    if model.mixture is not None:
+        model.mixture.gate.data.fill_(gate)
+    return model
+
+
+@torch.no_grad()
+def _initialise(name: str, parameter: Tensor, seed: int) -> None:
+    """Norm scales are one, biases and padding zero, tables a small normal, matrices Glorot's."""
+    if name.endswith("bias") or name in _ZERO:
+        parameter.zero_()
+    elif name.endswith("norm.weight") or name == "mixture.gate":
+        parameter.fill_(1.0)
+    elif name == "mixture.experts.visual.sharpness":
+        parameter.fill_(SHARPNESS)
+    else:
+        generator = torch.Generator().manual_seed(stable_hash(seed, "init", name) >> 1)
+        tables = ("item_embedding.weight", "backbone.positions")
+        std = _EMBEDDING_STD if name in tables else _glorot_std(*parameter.shape)
+        std *= 0.1 if name in _SMALL else 1.0
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    if name == "item_embedding.weight":
+        parameter[PAD] = 0.0
+
+
+def _glorot_std(outputs: int, inputs: int) -> float:
+    """Glorot and Bengio (AISTATS 2010), eq. 16. Query, key and value count as matrices apart."""
+    parts = outputs // inputs if outputs == 3 * inputs else 1
+    return math.sqrt(2 / (outputs / parts + inputs))
+
+
+def read_groups(model: nn.Module, groups: Iterable[str]) -> Arrays:
+    """The parameters of the groups, by name, sharing memory with the model."""
+    state = model.state_dict()
+    return {name: state[name] for name in names_of(state, groups)}
+
+
+def load_groups(model: nn.Module, arrays: Mapping[str, Tensor], groups: Iterable[str]) -> None:
+    """Copy arrays into the groups, all of them and nothing else (invariant 4).
+
+    ``ModelError`` lists every missing, unexpected or misshapen name; then nothing is copied.
+    """
+    own = read_groups(model, groups)
+    check_arrays(own, arrays)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(arrays[name])
+
+
+def check_arrays(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """``ModelError`` unless both have the same names with the same shapes and dtypes."""
+    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    misshapen = [
+        f"{name} {list(given[name].shape)} {given[name].dtype} for {list(own[name].shape)}"
+        for name in sorted(own.keys() & given.keys())
+        if own[name].shape != given[name].shape or own[name].dtype != given[name].dtype
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    if any(faults.values()):
+        raise ModelError(
+            "arrays do not fit the model",
+            expected=f"{len(own)} arrays with the names and shapes of the parameter groups",
+            got=", ".join(f"{kind}: {names}" for kind, names in faults.items() if names),
+            todo="use the checkpoint, dataset and model settings of the same run",
+        )
+
+
+def freeze(model: nn.Module, stage: Stage) -> None:
+    """Let gradients reach the stage's trained groups only."""
+    trained = set(names_of(model.state_dict(), stage.trained))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)

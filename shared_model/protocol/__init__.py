@@ -1,0 +1,1 @@
+"""What server and nodes agree on: settings, plans, messages, metrics."""

@@ -1,0 +1,53 @@
+"""Which settings can keep a promise of differential privacy; the others are refused.
+
+docs/privacy.md says why. What needs the manifest or the data is in server_app/privacy/ledger.py.
+"""
+
+from typing import TYPE_CHECKING
+
+from shared_model.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shared_model.protocol.config import Settings
+
+LEAST_NOISE = 0.1  # of the noise: below, the accountant's grid is too coarse and epsilon beyond use
+MOST_NOISE = 2.0**16  # more than any budget needs
+LEAST_FRACTION = 1e-6  # of the users in a round: below, the accountant has no numbers
+
+
+def check_promise(settings: "Settings") -> None:
+    """``ConfigError`` for keys ``dp-*`` that need another key, in one line that names both."""
+    clips, noise = settings.dp_clip_norm > 0, settings.dp_noise_multiplier
+    if noise and not clips:
+        _refuse("noise without clipping bounds nothing", "dp-clip-norm", "> 0", "0")
+    if 0 < noise < LEAST_NOISE:
+        _refuse(
+            "so little noise promises nothing", "dp-noise-multiplier", f">= {LEAST_NOISE}", noise
+        )
+    if noise > MOST_NOISE:
+        _refuse("nothing is left under it", "dp-noise-multiplier", f"<= {MOST_NOISE:g}", noise)
+    if noise and settings.fraction_train < LEAST_FRACTION:
+        _refuse("nobody takes part", "fraction-train", ">= 1e-6", settings.fraction_train)
+    if settings.dp_noise_on == "nodes" and not noise:
+        _refuse("without noise no node draws any", "dp-noise-multiplier", "> 0", "0")
+    if settings.dp_epsilon and not noise:
+        _refuse("a budget is spent by noise alone", "dp-noise-multiplier", "> 0", "0")
+    if noise and settings.stage != 1 and settings.memory_novelty < 0:
+        # left open, it is a median over the users' own interactions, which nothing noises
+        _refuse("the memory's threshold is not noised", "memory-novelty", ">= 0, as in 0.3", "open")
+    if clips and settings.weighting != "uniform":
+        _refuse("each user has one clip norm", "weighting", "uniform", settings.weighting)
+    if noise and settings.aggregation != "mean":
+        # the others scale or choose nodes by what they sent: no bound on what one user changes
+        _refuse("only a plain sum can be noised", "aggregation", "mean", settings.aggregation)
+
+
+def _refuse(what: str, key: str, expected: str, got: object) -> None:
+    raise ConfigError(
+        what,
+        where=f"run-config key '{key}'",
+        expected=expected,
+        got=str(got),
+        todo="differential privacy needs dp-clip-norm and dp-noise-multiplier > 0 with "
+        "weighting='uniform' and aggregation='mean'",
+    )

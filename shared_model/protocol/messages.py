@@ -1,0 +1,265 @@
+"""The wire: round plans, updates and metric sums as Flower records. Only this file knows flwr.
+
+Actions (Flower message types): ``query.prepare`` asks a node what it hosts, ``query.novelty`` what
+its users' memories meet, ``train`` runs a round plan, ``evaluate`` scores arrays on a split. A
+reply holds its result, an ``error`` line, or ``needs``: the frozen groups the node does not hold.
+"""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from shared_model.errors import NodeError, WorkerError
+from shared_model.memory.memory import NOVELTY_BINS, Ints
+from shared_model.model.recommender import Arrays
+from shared_model.protocol.metrics import MetricSums, faulty_sums
+from shared_model.protocol.node_report import MOST, check_report
+from shared_model.protocol.node_report import NodeReport as NodeReport
+from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Kind = TypeVar("_Kind", bound="DataclassInstance")
+
+PREPARE, NOVELTY, TRAIN, EVALUATE = "query.prepare", "query.novelty", "train", "evaluate"
+
+
+def request_content(
+    plan: RoundPlan | EvaluationPlan, mixing: MixturePlan | None, arrays: ArrayRecord
+) -> RecordDict:
+    """A plan with the arrays that it starts from or scores."""
+    content = RecordDict({"plan": ConfigRecord(asdict(plan)), "arrays": arrays})
+    if mixing is not None:
+        content["mixing"] = ConfigRecord(asdict(mixing))
+    return content
+
+
+def read_plan(content: RecordDict) -> RoundPlan:
+    """The round plan of a request."""
+    return _as(RoundPlan, content, "plan")
+
+
+def read_mixing(content: RecordDict) -> MixturePlan:
+    """The mixture's part of a request of Stage 2 or 3."""
+    return _as(MixturePlan, content, "mixing")
+
+
+def with_frozen(content: RecordDict, frozen: ArrayRecord) -> RecordDict:
+    """The same request with the stage's frozen groups, for a node that asked for them."""
+    return RecordDict({**content, "frozen": frozen})
+
+
+def read_frozen(content: RecordDict) -> Arrays | None:
+    """The frozen groups of a request, if it brings them."""
+    record = content.array_records.get("frozen")
+    return None if record is None else from_record(record)
+
+
+def ask_for_frozen(sha256: str) -> RecordDict:
+    """A node's answer when it does not hold the frozen groups of a request."""
+    return RecordDict({"needs": ConfigRecord({"frozen_sha256": sha256})})
+
+
+def needs_frozen(content: RecordDict) -> bool:
+    """Whether a reply asks for the frozen groups."""
+    return "needs" in content.config_records
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """Named tensors as Flower arrays (``.npy`` bytes, no pickle)."""
+    return ArrayRecord({n: Array(t.detach().cpu().numpy()) for n, t in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> Arrays:
+    """Flower arrays as named tensors; ``NodeError`` for bytes that are no array."""
+    return {name: _tensor(name, array.data) for name, array in record.items()}
+
+
+def _tensor(name: str, data: bytes) -> torch.Tensor:
+    """The array of ``.npy`` bytes. Its size has to fit them: no header makes anyone allocate."""
+    try:
+        stream = BytesIO(data)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("not .npy 1.0")
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+        flat = np.frombuffer(data[stream.tell() :], dtype).copy()
+        return torch.from_numpy(flat.reshape(shape, order="F" if by_column else "C"))
+    except Exception as error:  # a peer's bytes fail in a dozen ways, all of which are one
+        got = f"{type(error).__name__}: {error}"[:200]
+        raise NodeError("unreadable array", where=ascii(name), got=got) from error
+
+
+def read_arrays(content: RecordDict) -> Arrays:
+    """The named tensors of a message."""
+    if "arrays" not in content.array_records:
+        raise NodeError("message without arrays", expected="an ArrayRecord named 'arrays'")
+    return from_record(content.array_records["arrays"])
+
+
+def update_content(update: LocalUpdate) -> RecordDict:
+    """A node's summed update as a reply."""
+    sums = MetricRecord(
+        {
+            "weight": update.weight,
+            "loss": update.loss,
+            "targets": update.targets,
+            "participants": update.participants,
+        }
+    )
+    return RecordDict(
+        {"arrays": to_record(update.arrays), "sums": sums, "logs": MetricRecord(dict(update.logs))}
+    )
+
+
+def read_update(content: RecordDict) -> LocalUpdate:
+    """The summed update of a reply; ``NodeError`` if a part is absent or of another type."""
+    sums = _metrics(content, "sums")
+    try:
+        return LocalUpdate(
+            arrays=read_arrays(content),
+            weight=float(sums["weight"]),
+            loss=float(sums["loss"]),
+            targets=operator.index(sums["targets"]),
+            participants=operator.index(sums["participants"]),
+            logs={name: float(value) for name, value in _metrics(content, "logs").items()},
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise NodeError("unreadable update", where="reply to train", got=repr(error)) from error
+
+
+def read_evaluation(content: RecordDict) -> EvaluationPlan:
+    """The plan of an evaluation request."""
+    return _as(EvaluationPlan, content, "plan")
+
+
+def metrics_content(sums: MetricSums) -> RecordDict:
+    """Metric sums as a reply."""
+    return RecordDict({"metrics": MetricRecord(dict(sums.sums))})
+
+
+def read_metrics(content: RecordDict) -> dict[str, float]:
+    """The metric sums of a reply; ``NodeError`` unless each is what users can add up to."""
+    try:
+        sums = {key: float(value) for key, value in _metrics(content, "metrics").items()}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise NodeError("unreadable metrics", where="reply to evaluate", got=repr(error)) from error
+    if faults := faulty_sums(sums):
+        got = ", ".join(ascii(fault)[:80] for fault in faults[:3])
+        raise NodeError("unusable metric sums", expected="0 to users", got=got)
+    return sums
+
+
+def report_content(report: NodeReport) -> RecordDict:
+    """A node's report as a reply."""
+    return RecordDict({"report": ConfigRecord(asdict(report))})
+
+
+def read_report(content: RecordDict) -> NodeReport:
+    """The node report of a reply; ``NodeError`` if a count or a fingerprint cannot be one."""
+    report = _as(NodeReport, content, "report")
+    check_report(report)
+    return report
+
+
+def novelty_request(total_users: int) -> RecordDict:
+    """Ask for the novelty of a sample of all users."""
+    return RecordDict({"ask": ConfigRecord({"total_users": total_users})})
+
+
+def read_novelty_request(content: RecordDict) -> int:
+    """How many users all nodes together have."""
+    record = content.config_records.get("ask")
+    if record is None or type(record.get("total_users")) is not int:
+        raise NodeError("unreadable request", where="query.novelty", expected="total_users")
+    return int(str(record["total_users"]))
+
+
+def novelty_content(counts: Ints) -> RecordDict:
+    """A node's histogram of novelty as a reply."""
+    return RecordDict({"novelty": ConfigRecord({"counts": counts.tolist()})})
+
+
+def read_novelty(content: RecordDict) -> Ints:
+    """The histogram of a reply; ``NodeError`` unless it has the bins of ``novelty_counts``."""
+    given: Any = content.config_records.get("novelty", ConfigRecord()).get("counts")
+    counts = given if isinstance(given, list) else []
+    if len(counts) != NOVELTY_BINS or not all(type(n) is int and 0 <= n < MOST for n in counts):
+        raise NodeError(
+            "unreadable histogram", where="query.novelty", expected=f"{NOVELTY_BINS} counts"
+        )
+    return np.array(counts, dtype=np.int64)
+
+
+def error_content(line: str) -> RecordDict:
+    """A refusal: the one line that says what is wrong on the node."""
+    return RecordDict({"error": ConfigRecord({"line": line})})
+
+
+def check_reply(message: Message) -> RecordDict:
+    """The reply's content; ``NodeError`` if the node failed or refused.
+
+    ``WorkerError`` if a Ray actor died: the dead one goes back into its pool, where it answers at
+    once and eats ever more messages, so the run has to stop.
+    """
+    if message.has_error():
+        reason = " ".join((message.error.reason or "").split())
+        if message.error.code == 0 and "ActorDiedError" in reason:
+            raise WorkerError(
+                "a worker process of the simulation died",
+                got=reason[-300:],
+                todo="free memory or lower users-per-batch, then submit the same run: it resumes",
+            )
+        raise NodeError(f"node failed with code {message.error.code}", got=reason[-600:])
+    if "error" in message.content.config_records:
+        line = message.content.config_records["error"].get("line")
+        raise NodeError(str(line)[-600:] or "a node refused and did not say why")
+    return message.content
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Payload bytes of a message: its arrays, and its other records as text."""
+    total = 0
+    for record in content.array_records.values():
+        total += sum(len(array.data) for array in record.values())
+    for config in content.config_records.values():
+        total += sum(len(key) + len(str(value)) for key, value in config.items())
+    for metrics in content.metric_records.values():
+        total += sum(len(key) + len(str(value)) for key, value in metrics.items())
+    return total
+
+
+def _as(kind: type[_Kind], content: RecordDict, name: str) -> _Kind:
+    """A config record as the dataclass that it was made from."""
+    if name not in content.config_records:
+        raise NodeError("message without its config", expected=f"a ConfigRecord named '{name}'")
+    given = dict(content.config_records[name])
+    wanted = {field.name: field.type for field in fields(kind)}
+    faults = sorted(given.keys() ^ wanted.keys())
+    faults += sorted(
+        key for key in given.keys() & wanted.keys() if not _is(given[key], wanted[key])
+    )
+    if faults:
+        raise NodeError(
+            f"the {name} of a message has other fields",
+            got=", ".join(ascii(fault)[:80] for fault in faults[:10]),
+            todo="run the same version of the app on server and nodes",
+        )
+    return kind(**given)
+
+
+def _is(value: object, kind: Any) -> bool:
+    """Whether a value is of a dataclass field's type: a plain one, or a ``Literal``."""
+    return value in get_args(kind) if get_args(kind) else type(value) is kind
+
+
+def _metrics(content: RecordDict, name: str) -> Mapping[str, Any]:
+    if name not in content.metric_records:
+        raise NodeError("reply without its sums", expected=f"a MetricRecord named '{name}'")
+    return dict(content.metric_records[name])

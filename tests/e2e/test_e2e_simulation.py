@@ -1,0 +1,155 @@
+"""Real Flower runs: `feddmmr run` in a process of its own, SuperLink, Ray, exit codes.
+
+The SuperLink that the first run starts has a FLWR_HOME and ports of its own, and is ended by pid.
+"""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from client_app.data.dataset import Dataset
+from feddmmr.launch.federation import eventually, free_ports, processes_of
+from feddmmr.launch.in_process import run_in_process
+from tests.support.flower import (
+    THREE_ROUNDS,
+    TIMEOUT,
+    Flower,
+    best_arrays,
+    end_processes,
+    largest_difference,
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc"),
+]
+
+
+@pytest.fixture(scope="module")
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    flower_home = tmp_path_factory.mktemp("flwr")
+    http, control = free_ports(2)
+    environment = os.environ | {
+        "FLWR_HOME": str(flower_home),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": http,
+        "FLWR_LOCAL_CONTROL_API_PORT": control,
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "COLUMNS": "200",
+    }
+    try:
+        yield Flower(tmp_path_factory.mktemp("home"), environment)
+    finally:
+        end_processes(flower_home)
+
+
+@pytest.fixture(scope="module")
+def two_nodes(flower: Flower) -> subprocess.CompletedProcess[str]:
+    """The demo on two SuperNodes, as run 'two'."""
+    return flower.run("--run", "two", "--num-supernodes", "2")
+
+
+def test_two_and_five_nodes_and_no_flower_give_the_same_model(
+    flower: Flower, two_nodes: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    """Invariant 1, through the real simulation."""
+    five_nodes = flower.run("--run", "five", "--num-supernodes", "5")
+    for done, nodes in ((two_nodes, 2), (five_nodes, 5)):
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{nodes} nodes, 200 users" in done.stdout
+        assert re.search(r"round 3/3 .* users  loss .* valid HR@10", done.stdout)
+        assert "manifest: " in done.stdout
+    two, five = (best_arrays(flower.home, run, flower.manifest(run)) for run in ("two", "five"))
+    keys = {key.replace("-", "_"): value for key, value in THREE_ROUNDS.items()}
+    manifest = run_in_process(1, stage=1, run="one", home=str(tmp_path), **keys)
+    one = best_arrays(tmp_path, "one", manifest)
+    assert largest_difference(two, five) <= 1e-5
+    assert largest_difference(two, one) <= 1e-5
+
+
+def test_a_complete_stage_is_left_alone(
+    flower: Flower, two_nodes: subprocess.CompletedProcess[str]
+) -> None:
+    assert two_nodes.returncode == 0
+    before = flower.manifest_bytes("two")
+    again = flower.run("--run", "two", "--num-supernodes", "2")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "stage 1 (ID backbone) is complete: nothing to do" in again.stdout
+    assert "redo=true" in again.stdout
+    assert "manifest: " in again.stdout
+    assert flower.manifest_bytes("two") == before
+
+
+def test_a_missing_dataset_fails_the_command(flower: Flower) -> None:
+    done = flower.run("--run", "missing", "--dataset", "/nonexistent")
+    assert_one_clear_line(done, "the dataset folder does not exist; where: /nonexistent")
+    assert not (flower.home / "runs" / "missing").exists()
+
+
+def test_more_nodes_than_users_fails_the_command(
+    flower: Flower, make_dataset: Callable[..., Dataset]
+) -> None:
+    dataset = make_dataset({1: [1, 2, 3, 4], 2: [2, 3, 4, 5]}, num_items=5)
+    done = flower.run("--run", "many", "--dataset", str(dataset.folder), "--num-supernodes", "3")
+    assert_one_clear_line(done, "more SuperNodes than users")
+    assert not (flower.home / "runs" / "many").exists()
+
+
+def assert_one_clear_line(done: subprocess.CompletedProcess[str], line: str) -> None:
+    """Exit code 1; the app's line in the log, and once more as the last one of stderr."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert line in last
+    assert last in done.stdout.splitlines()
+    assert re.search(r"^run \d+ is finished:failed: ", done.stderr, re.MULTILINE)
+
+
+def test_an_interrupt_stops_the_run(flower: Flower) -> None:
+    """SIGTERM is what CI sends; Ctrl-C takes the same way."""
+    command = flower.command("--run", "long", **{"num-rounds": 100_000, "evaluate-every": 1000})
+    with subprocess.Popen(
+        command, env=flower.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if "round      1/100000" in line:
+                break
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=TIMEOUT)
+    assert running.returncode == 130
+    last = err.splitlines()[-1]
+    assert re.fullmatch(
+        r"interrupted: run \d+ is stopped; submit the same run again to resume it", last
+    )
+
+
+def test_a_run_whose_machine_slept_is_resumed(flower: Flower, tmp_path: Path) -> None:
+    """Flower gives it up after a minute without a heartbeat; the command submits it again."""
+    rounds = 40
+    command = flower.command("--run", "slept", **{"num-rounds": rounds, "evaluate-every": rounds})
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        running = subprocess.Popen(command, env=flower.environment, stdout=out, stderr=out)
+    eventually(lambda: f"round  2/{rounds}" in log.read_text(), TIMEOUT)
+    asleep = [pid for pid in processes_of(Path(flower.environment["FLWR_HOME"])) if is_task(pid)]
+    for pid in asleep:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: "did the machine sleep" in log.read_text(), TIMEOUT)
+    finally:
+        for pid in asleep:
+            os.kill(pid, signal.SIGCONT)
+    assert running.wait(TIMEOUT) == 0, log.read_text()
+    stage = flower.manifest("slept")["stages"]["1"]
+    assert stage["status"] == "complete"
+    assert [entry["round"] for entry in stage["rounds"]] == list(range(rounds + 1))
+
+
+def is_task(pid: int) -> bool:
+    """Whether it is what a SuperLink starts for a run."""
+    return b"flwr-simulation" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,0 +1,125 @@
+"""Baselines against counting by hand, and against the published figures on MovieLens-1M."""
+
+import json
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client_app.data.dataset import Dataset, split_view
+from feddmmr import cli
+from feddmmr.baselines.baselines import (
+    RECENT,
+    evaluate_baselines,
+    item_knn,
+    markov,
+    popularity,
+    train_pairs,
+)
+
+COLD = {4, 9}
+
+
+@pytest.fixture
+def dataset(make_dataset: Any, small_histories: Any) -> Dataset:
+    return make_dataset(small_histories, num_items=30, cold=COLD)
+
+
+def train_histories(dataset: Dataset) -> list[list[int]]:
+    return [split_view(dataset, row, "train")[0].tolist() for row in range(dataset.num_users)]
+
+
+def padded(recent: list[int]) -> np.ndarray:
+    return np.array([[0] * (RECENT - len(recent)) + recent])
+
+
+def test_popularity_counts_train_items(dataset: Dataset) -> None:
+    counts = Counter(item for history in train_histories(dataset) for item in history)
+    scores = popularity(train_pairs(dataset)[1], 30)(padded([3]))[0]
+    assert scores.tolist() == [counts[item] for item in range(31)]
+
+
+def test_markov_counts_steps_and_then_popularity(dataset: Dataset) -> None:
+    histories = train_histories(dataset)
+    steps = Counter(pair for history in histories for pair in pairwise(history))
+    counts = Counter(item for history in histories for item in history)
+    score = markov(*train_pairs(dataset), 30)
+    order = max(counts.values()) + 1
+    for last in range(1, 31):
+        expected = [steps[last, item] + counts[item] / order for item in range(31)]
+        np.testing.assert_allclose(score(padded([1, last]))[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("recent", [[3], [3, 8, 5, 1, 20], [7, 2]])
+def test_item_knn_is_the_sum_of_cosines(dataset: Dataset, recent: list[int]) -> None:
+    users = {
+        item: {row for row, history in enumerate(train_histories(dataset)) if item in history}
+        for item in range(31)
+    }
+
+    def cosine(a: int, b: int) -> float:
+        if a == b or not users[a] or not users[b]:
+            return 0.0
+        return len(users[a] & users[b]) / (len(users[a]) * len(users[b])) ** 0.5
+
+    expected = [sum(cosine(item, near) for near in recent) for item in range(31)]
+    scores = item_knn(*train_pairs(dataset), 30)(padded(recent))[0]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_ranks_of_popularity_by_brute_force(dataset: Dataset) -> None:
+    """Full ranking: warm items other than the target that are at least as popular."""
+    counts = Counter(item for history in train_histories(dataset) for item in history)
+    hits = {"full": 0, "full-unseen": 0}
+    for row in range(dataset.num_users):
+        history, target = split_view(dataset, row, "test")
+        ahead = [
+            item
+            for item in range(1, 31)
+            if item not in COLD and item != target and counts[item] >= counts[target]
+        ]
+        hits["full"] += len(ahead) < 10
+        hits["full-unseen"] += len([item for item in ahead if item not in history]) < 10
+    found = evaluate_baselines(dataset)["popularity"]
+    for protocol, count in hits.items():
+        assert found[protocol]["hr@10"] == pytest.approx(count / dataset.num_users)
+        assert found[protocol]["users"] == dataset.num_users
+
+
+def test_the_demo_rewards_sequence_over_popularity(
+    demo_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "baselines.json"
+    arguments = ["feddmmr", "baselines", str(demo_folder), "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    assert "item-knn" in capsys.readouterr().out
+    figures = json.loads(file.read_text())["baselines"]
+    found = {name: figures[name]["uniform-100"]["hr@10"] for name in figures}
+    assert found["popularity"] < 0.25
+    assert found["markov"] > 0.65
+    assert set(figures["markov"]) == {"uniform-100", "full", "full-unseen"}
+
+
+@pytest.mark.slow
+def test_movielens_1m_has_the_known_figures(ml1m_dataset: Dataset) -> None:
+    """HR@10 and NDCG@10 of the anchors; uniform-100 depends on the sample, by about 0.006."""
+    figures = evaluate_baselines(ml1m_dataset)
+    known = {
+        "popularity": ((0.441, 0.239), (0.037, 0.018)),
+        "item-knn": ((0.653, 0.432), (0.164, 0.089)),
+        "markov": ((0.642, 0.458), (0.214, 0.126)),
+    }
+    for name, (uniform, unseen) in known.items():
+        sampled, full = figures[name]["uniform-100"], figures[name]["full-unseen"]
+        assert (sampled["hr@10"], sampled["ndcg@10"]) == pytest.approx(uniform, abs=0.01)
+        assert (full["hr@10"], full["ndcg@10"]) == pytest.approx(unseen, abs=0.002)

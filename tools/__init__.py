@@ -1,1 +1,0 @@
-"""Offline commands: data import, baselines and the launcher of runs."""
