@@ -34,7 +34,9 @@ def review(**changes: Any) -> bytes:
     return json.dumps(REVIEW | changes).encode() + b"\n"
 
 
-PACKED = gzip.compress(HEADER + b"".join(b"1,%d,%d\n" % (item, item) for item in range(99)), mtime=0)
+PACKED = gzip.compress(
+    HEADER + b"".join(b"1,%d,%d\n" % (item, item) for item in range(99)), mtime=0
+)
 WRONG = [
     ("a.csv", b"", [], "cannot be parsed.*a.csv"),
     ("a.csv", HEADER, [], "no interactions; where: .*a.csv"),
