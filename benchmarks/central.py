@@ -43,7 +43,7 @@ def train_epoch(
         table, absent = model.item_embedding.weight, torch.tensor([PAD], device=device)
         mean, plain = full_softmax(hidden, table, targets[valid], weights, absent)
         optimizer.zero_grad()
-        mean.backward()
+        mean.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total, count = total + float(plain), count + len(hidden)
     return total / count

@@ -6,7 +6,7 @@ odd about data that are taken is one line as well, `warning: ...`.
 
 import sys
 import warnings
-from typing import Any
+from typing import TextIO
 
 import typer
 
@@ -49,15 +49,19 @@ def main() -> None:
             sys.exit(1)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """One line about data; any other warning as Python shows it, with its place in the code."""
-    about_data = issubclass(category, DataWarning)
-    line = (
-        f"warning: {message}\n"
-        if about_data
-        else warnings.formatwarning(message, category, *where[:2])
-    )
-    print(line, end="", file=sys.stderr)
+    told = f"warning: {message}\n"
+    if not issubclass(category, DataWarning):
+        told = warnings.formatwarning(message, category, filename, lineno, line)
+    print(told, end="", file=file or sys.stderr)
 
 
 if __name__ == "__main__":

@@ -57,5 +57,5 @@ def rng(*parts: int | str) -> np.random.Generator:
 def participates(
     seed: int | str, stage: int, round_: int, fraction: float, keys: UInt64
 ) -> npt.NDArray[np.bool_]:
-    """Poisson participation (design section 2): which users take part in a round. [N] bool."""
+    """Poisson participation: which users take part in a round. [N] bool."""
     return uniform(stable_hash(seed, "participate", stage, round_), keys) < fraction

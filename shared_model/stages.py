@@ -1,4 +1,4 @@
-"""The one table of stages and parameter groups (design section 4)."""
+"""The one table of stages and parameter groups (docs/stages.md)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

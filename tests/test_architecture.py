@@ -11,10 +11,10 @@ import pytest
 
 from server_app.app import VERSION
 from shared_model.stages import STAGES
+from tests.support.file_map import PACKAGES, PAGE, sources, with_map
 from tests.support.paths import ROOT
 
-PACKAGES = ("client_app", "server_app", "shared_model", "feddmmr", "benchmarks")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+SOURCES = sources()
 
 
 def test_the_import_contract_holds() -> None:
@@ -86,7 +86,51 @@ def test_the_stages_own_defaults_are_documented() -> None:
 
 
 def test_the_file_map_is_true() -> None:
+    page = PAGE.read_text()
+    assert page == with_map(page), "uv run python -m tests.support.file_map"
+
+
+def test_every_room_is_named_and_none_is_crowded() -> None:
     text = (ROOT / "README.md").read_text()
-    mapped = set(re.findall(r"^(?:  )?(\w+\.py)\s", text, flags=re.MULTILINE))
-    actual = {path.name for path in SOURCES if path.name != "__init__.py"}
-    assert mapped == actual
+    rooms = {path.parent for path in SOURCES}
+    for room in rooms:
+        assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 14, room
+        top = room.relative_to(ROOT).parts[0]
+        told = re.search(rf"^{top}/.*(\n .*)*", text, flags=re.MULTILINE)
+        assert told
+        assert room.name in f"{top} {told[0]} speed_parts reading", room
+
+
+def test_what_is_cited_stands_in_architecture() -> None:
+    """ "Invariant 7" is a number on that page; no other design is spoken of."""
+    numbers = set(re.findall(r"^(\d+)\. \*\*", PAGE.read_text(), flags=re.MULTILINE))
+    assert numbers == {str(number) for number in range(1, 11)}
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    for path in [*SOURCES, *(test for test in tests if test != Path(__file__))]:
+        source = path.read_text()
+        assert "design section" not in source, path
+        assert set(re.findall(r"[Ii]nvariants? (\d+)", source)) <= numbers, path
+    for cited in set(re.findall(r"`(tests/[\w/]+\.py)`", PAGE.read_text())):
+        assert (ROOT / cited).is_file(), cited
+
+
+def test_no_test_imports_a_test() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        imported = re.findall(r"^from tests\.(\S+) import", path.read_text(), flags=re.MULTILINE)
+        assert all(name.startswith(("support.", "conftest")) for name in imported), path
+
+
+def test_a_wheel_installs_no_package_that_could_be_anybodys() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert set(packages) == set(PACKAGES) - {"benchmarks"}
+
+
+def test_the_split_and_the_warm_items_have_one_home() -> None:
+    rules = (r"lengths\([^)]*\) - \d", r"indptr\[1:\] - \d", r"~(self\.)?(dataset\.)?cold\b(?!_)")
+    homes = {"client_app/data/split.py", "client_app/data/dataset.py"}
+    for path in SOURCES:
+        where = path.relative_to(ROOT).as_posix()
+        if where not in homes and where.startswith(("client_app", "server_app", "feddmmr")):
+            found = [rule for rule in rules if re.search(rule, path.read_text())]
+            assert not found, where

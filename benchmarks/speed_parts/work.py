@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from client_app.data.content import content_dims, open_content
-from client_app.data.dataset import Dataset, Rows, open_dataset
+from client_app.data.dataset import Dataset, Rows, open_dataset, split_view
 from client_app.memory.cache import Recall
 from client_app.training.mixture_objective import MixtureObjective
 from client_app.training.train import Mixing, train_round
@@ -64,7 +64,7 @@ class Work:
         recall.under("frozen")
         for begin in range(0, len(rows), self.settings.users_per_batch):
             batch = rows[begin : begin + self.settings.users_per_batch]
-            ends = [np.array([length - 2]) for length in self.dataset.lengths(batch)]
+            ends = [np.array([length]) for length in self.dataset.train_lengths(batch)]
             recall.memories(self.model, batch, ends, recall.settings(plan))
 
 
@@ -126,9 +126,9 @@ def trained_user(work: Work, plan: RoundPlan, row: int) -> tuple[Recommender, fl
     own = copy.deepcopy(work.model)
     learned = [p for p in own.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=plan.learning_rate)
-    begin, end = work.dataset.indptr[row : row + 2]
     length = work.settings.max_length + 1
-    history = torch.from_numpy(work.dataset.items[begin : end - 2][-length:].astype(np.int64))
+    trained, _ = split_view(work.dataset, row, "train")
+    history = torch.from_numpy(trained[-length:].astype(np.int64))
     loss = _mixed_loss(work, own, plan, row) if work.mixing else _next_item_loss(own, history, plan)
     with plain_products():  # what an ordinary nn.Linear takes
         for step in range(plan.local_steps):

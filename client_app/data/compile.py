@@ -26,8 +26,9 @@ import pandas as pd
 from safetensors.numpy import save
 
 from client_app.data.folder import DTYPES, FORMAT, MIN_COLD_HISTORY, MIN_USER_ITEMS, sealed_info
+from client_app.data.popularity import popularity_buckets
+from client_app.data.split import train_places
 from client_app.data.tables import check_features, check_interactions, check_items
-from client_app.evaluation.target_groups import popularity_buckets
 from shared_model.errors import DataError
 from shared_model.seeds import stable_hash, user_key
 
@@ -146,9 +147,7 @@ def compile_users(interactions: pd.DataFrame, items: pd.DataFrame) -> CompiledUs
 def _with_popularity(items: pd.DataFrame, compiled: CompiledUsers) -> pd.DataFrame:
     """The catalogue with the column popularity_bucket, from the users' train interactions."""
     indptr, history = compiled.arrays["indptr"], compiled.arrays["items"]
-    lasts = np.repeat(indptr[1:] - 2, np.diff(indptr))
-    train = history[np.arange(len(history)) < lasts]
-    counts = np.bincount(train, minlength=len(items) + 1)[1:]
+    counts = np.bincount(history[train_places(indptr)], minlength=len(items) + 1)[1:]
     buckets = popularity_buckets(counts, items["cold"].to_numpy(dtype=bool))
     others = items.drop(columns="cold")  # to keep it the last column
     return others.assign(popularity_bucket=buckets, cold=items["cold"])

@@ -7,8 +7,9 @@ needs numpy alone, since every message to a node may be a new process.
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,13 @@ from client_app.data.folder import (
     read_catalogue,
     read_info,
 )
+from client_app.data.split import Ints as Ints
+from client_app.data.split import Split as Split
+from client_app.data.split import ends, train_lengths, train_places
 from shared_model.errors import DataError
 from shared_model.seeds import STRIDE, UInt64, mix, stable_hash
 
-Split = Literal["train", "valid", "test", "cold"]
 Rows = npt.NDArray[np.int64]
-Ints = npt.NDArray[np.int64]
 Items = npt.NDArray[np.int32]
 
 
@@ -62,6 +64,17 @@ class Dataset:
         lengths: Ints = self.indptr[rows + 1] - self.indptr[rows]
         return lengths
 
+    def train_lengths(self, rows: Rows) -> Ints:
+        """How many of them are trained on: int64 [B]."""
+        return train_lengths(self.lengths(rows))
+
+    @cached_property
+    def warm(self) -> npt.NDArray[np.bool_]:
+        """The items that can be trained on: no cold one, no padding. bool [I + 1], not to write."""
+        warm = ~self.cold
+        warm[PAD] = False
+        return warm
+
     def histories(self, rows: Rows) -> tuple[Items, Ints]:
         """Whole histories of `rows` as CSR: items int32 [n] and offsets int64 [B + 1]."""
         lengths = self.lengths(rows)
@@ -79,7 +92,7 @@ class Dataset:
         places = np.arange(len(items)) - np.repeat(offsets[:-1], lengths)
         names = items.astype(np.uint64) ^ (places.astype(np.uint64) * STRIDE)
         hashed = mix(stable_hash("draw"), names)
-        hashed[places >= np.repeat(lengths - 2, lengths)] = 0  # the last two are valid and test
+        hashed[~train_places(offsets)] = 0
         keys: UInt64 = self.user_keys[rows] + np.add.reduceat(hashed, offsets[:-1])
         return keys
 
@@ -143,14 +156,14 @@ def cold_rows(dataset: Dataset, rows: Rows) -> Rows:
 
 def input_lengths(dataset: Dataset, rows: Rows, split: Split) -> Ints:
     """How many items the whole input of each row has, before it is cut: int64 [B]."""
-    ends, _ = _ends_and_targets(dataset, rows, split)
-    lengths: Ints = ends - dataset.indptr[rows]
+    stops, _ = _ends_and_targets(dataset, rows, split)
+    lengths: Ints = stops - dataset.indptr[rows]
     return lengths
 
 
 def has_training(dataset: Dataset, rows: Rows) -> npt.NDArray[np.bool_]:
     """Which of the users have an input and a target that are neither valid nor test: bool [B]."""
-    having: npt.NDArray[np.bool_] = dataset.lengths(rows) - 2 >= 2
+    having: npt.NDArray[np.bool_] = dataset.train_lengths(rows) >= 2
     return having
 
 
@@ -160,8 +173,8 @@ def split_view(dataset: Dataset, row: int, split: Split) -> tuple[Items, int]:
     Raises ValueError for an unknown split, and for "cold" if the user has no cold test case.
     """
     rows = np.array([row], dtype=np.int64)
-    ends, targets = _ends_and_targets(dataset, rows, split)
-    return dataset.items[dataset.indptr[row] : ends[0]], int(targets[0])
+    stops, targets = _ends_and_targets(dataset, rows, split)
+    return dataset.items[dataset.indptr[row] : stops[0]], int(targets[0])
 
 
 def pad_batch(
@@ -174,13 +187,23 @@ def pad_batch(
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    ends, targets = _ends_and_targets(dataset, rows, split)
+    stops, targets = _ends_and_targets(dataset, rows, split)
     starts = dataset.indptr[rows]
     if split != "train":
-        return _windows(dataset.items, starts, ends, max_length), targets
+        return _windows(dataset.items, starts, stops, max_length), targets
     # A user with one train item has no (input, target) pair: its row is all PAD.
-    inputs = _windows(dataset.items, starts, ends - 1, max_length)
-    return inputs, _windows(dataset.items, starts + 1, ends, max_length)
+    inputs = _windows(dataset.items, starts, stops - 1, max_length)
+    return inputs, _windows(dataset.items, starts + 1, stops, max_length)
+
+
+def membership(dataset: Dataset, rows: Rows, counts: Ints) -> npt.NDArray[np.bool_]:
+    """Which items are among the first ``counts`` [B] of each user's history. [B, I+1] bool."""
+    items, offsets = dataset.histories(rows)
+    owner = np.repeat(np.arange(len(rows)), np.diff(offsets))
+    kept = np.arange(len(items)) < np.repeat(offsets[:-1] + counts, np.diff(offsets))
+    member = np.zeros((len(rows), dataset.num_items + 1), dtype=bool)
+    member[owner[kept], items[kept]] = True
+    return member
 
 
 def history_digest(dataset: Dataset, rows: Rows) -> int:
@@ -200,13 +223,12 @@ def history_digest(dataset: Dataset, rows: Rows) -> int:
 
 def _ends_and_targets(dataset: Dataset, rows: Rows, split: Split) -> tuple[Ints, Ints]:
     """Where each row's input ends in `items` (exclusive) and its target item: int64 [B] each."""
-    lasts = dataset.indptr[rows + 1] - 1
+    stops = dataset.indptr[rows + 1]
     if split == "train":
-        return lasts - 1, np.zeros(len(rows), dtype=np.int64)
-    if split == "valid":
-        return lasts - 1, dataset.items[lasts - 1].astype(np.int64)
-    if split == "test":
-        return lasts, dataset.items[lasts].astype(np.int64)
+        return ends(stops, split), np.zeros(len(rows), dtype=np.int64)
+    if split in ("valid", "test"):
+        places = ends(stops, split)
+        return places, dataset.items[places].astype(np.int64)
     if split == "cold":
         targets = dataset.cold_target[rows].astype(np.int64)
         if (targets == PAD).any():

@@ -152,6 +152,6 @@ def _unit(rows: Floats) -> Floats:
 def _version() -> str:
     """A hash of the code that makes the folder: the generator and what compiles it."""
     here = Path(__file__).parent
-    names = ("demo.py", "compile.py", "tables.py", "folder.py", "../evaluation/target_groups.py")
+    names = ("demo.py", "compile.py", "tables.py", "folder.py", "popularity.py")
     code = b"".join((here / name).read_bytes() for name in names)
     return hashlib.sha256(code).hexdigest()[:12]

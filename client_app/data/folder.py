@@ -24,7 +24,7 @@ PAD = 0
 MIN_COLD_HISTORY = 10  # non-cold items that a cold test case has before it
 POPULARITY = ("head", "middle", "tail")  # values of popularity_bucket in items.csv, if it is there
 MIN_USER_ITEMS = 3  # one to train on, one to validate with, one to test with
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "user_keys": np.dtype("<u8"),
     "indptr": np.dtype("<i8"),
     "items": np.dtype("<i4"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client_app.data.dataset import Dataset, Ints, Rows, Split, input_lengths, pad_batch
+from client_app.data.dataset import Dataset, Ints, Rows, Split, input_lengths, membership, pad_batch
 from client_app.evaluation.target_groups import candidates
 from shared_model.protocol.metrics import SAMPLED, Ranks
 from shared_model.seeds import STRIDE, mix, stable_hash
@@ -62,16 +62,6 @@ def _ranks(ahead: Tensor, candidates: Tensor) -> Ranks:
 def warm_candidates(dataset: Dataset) -> Tensor:
     """The items that group "all" ranks among: no padding, no cold item. [I+1] bool."""
     return torch.from_numpy(candidates(dataset, "all"))
-
-
-def membership(dataset: Dataset, rows: Rows, counts: Ints) -> np.ndarray:
-    """Which items are among the first ``counts`` [B] of each user's history. [B, I+1] bool."""
-    items, offsets = dataset.histories(rows)
-    owner = np.repeat(np.arange(len(rows)), np.diff(offsets))
-    kept = np.arange(len(items)) < np.repeat(offsets[:-1] + counts, np.diff(offsets))
-    member = np.zeros((len(rows), dataset.num_items + 1), dtype=bool)
-    member[owner[kept], items[kept]] = True
-    return member
 
 
 def _negatives(dataset: Dataset, rows: Rows, split: Split, seed: int, group: str) -> np.ndarray:

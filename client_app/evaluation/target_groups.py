@@ -1,4 +1,4 @@
-"""Groups of the results (design section 5): which targets are ranked among which items.
+"""Groups of the results (docs/manifest.md): which targets are ranked among which items.
 
 To tell them, a node needs its own users and the catalogue alone: so topology changes nothing.
 Letters: B users of a batch, I items.
@@ -29,7 +29,7 @@ def groups_of(dataset: Dataset, split: Split) -> tuple[str, ...]:
 def candidates(dataset: Dataset, group: str) -> Bools:
     """The catalogue items that a group's targets are ranked among, never padding: [I+1] bool."""
     if group == "all":
-        among = ~dataset.cold
+        among = dataset.warm.copy()
     elif group == "cold-only":
         among = dataset.cold.copy()
     else:
@@ -47,16 +47,3 @@ def buckets(dataset: Dataset, targets: Ints, lengths: Ints) -> dict[str, Bools]:
     history = np.searchsorted([LONGEST_SHORT, LONGEST_MEDIUM], lengths)
     by_name = {f"popularity-{name}": popularity == n for n, name in enumerate(POPULARITY)}
     return by_name | {f"history-{name}": history == n for n, name in enumerate(HISTORIES)}
-
-
-def popularity_buckets(counts: Ints, cold: Bools) -> list[str]:
-    """Head, middle or tail by interactions [I] of each item; "" for cold items, bool [I].
-
-    Each bucket has about a third of all interactions. What decides is the share of items that are
-    more popular, so that equally popular items share a bucket.
-    """
-    _, place = np.unique(-counts, return_inverse=True)  # most popular first
-    mass = np.bincount(place, weights=counts)
-    above = (np.cumsum(mass) - mass)[place]
-    third = np.minimum(3 * above // max(mass.sum(), 1), 2).astype(np.int64)
-    return ["" if c else POPULARITY[n] for n, c in zip(third, cold, strict=True)]

@@ -101,7 +101,7 @@ def memory_settings(
     dataset: Dataset, short_term: int, long_term: int, novelty: float, surprise: float
 ) -> MemorySettings:
     """A memory over this catalogue; a negative surprise threshold means that of a uniform guess."""
-    warm = dataset.num_items - int(dataset.cold.sum())
+    warm = np.count_nonzero(dataset.warm)
     threshold = surprise if surprise >= 0 else float(np.log(warm))
     return MemorySettings(
         short_term=short_term, long_term=long_term, novelty=novelty, surprise=threshold

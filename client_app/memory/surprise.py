@@ -50,8 +50,7 @@ def _window_losses(
 ) -> np.ndarray:
     """Losses of the last ``size`` items of each window [W, width + 1]: float32 [W, size]."""
     table = model.item_embedding.weight
-    warm = torch.from_numpy(~dataset.cold).to(table.device)
-    warm[PAD] = False
+    warm = torch.from_numpy(dataset.warm).to(table.device)
     losses = np.empty((len(items), size), dtype=np.float32)
     for start in range(0, len(items), _WINDOWS):
         part = items[start : start + _WINDOWS]

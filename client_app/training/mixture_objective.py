@@ -54,7 +54,7 @@ class MixtureObjective:
         """Inputs, drawn targets, what they compete with, and what the memory holds at each."""
         inputs, targets = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
         columns, real = self._trained_positions(rows, targets)
-        lengths = self.dataset.lengths(rows) - 2
+        lengths = self.dataset.train_lengths(rows)
         places = (lengths - targets.shape[1])[:, None] + columns  # of the targets in the history
         positions = [own[holds] for own, holds in zip(places, real, strict=True)]
         memories = self.recall.memories(self.model, rows, positions, self.settings)
@@ -165,7 +165,7 @@ class MixtureObjective:
 
     def _dropped_ids(self) -> np.ndarray:
         """Items that content scores this round: the cold ones, and a share of the others that have
-        content (design section 3, "Score"). [I+1] bool."""
+        content (docs/stages.md, "Losses"). [I+1] bool."""
         names = np.arange(self.dataset.num_items + 1, dtype=np.uint64)
         dropped = uniform(self._hash("id-dropout"), names) < self.mixing.id_dropout
         has_content = self.content.combined.any(1)

@@ -111,9 +111,9 @@ class BackboneObjective:
     def __init__(self, model: Recommender, dataset: Dataset, plan: RoundPlan) -> None:
         self.model, self.dataset, self.plan = model, dataset, plan
         self.learned = learned_by(model)
-        # Padding and cold items: never a training target, so never a negative (design section 3).
-        absent = dataset.cold | (np.arange(dataset.num_items + 1) == PAD)
-        self.absent = torch.from_numpy(absent.nonzero()[0]).to(model.item_embedding.weight.device)
+        # Padding and cold items: never a training target, so never a negative.
+        absent = np.flatnonzero(~dataset.warm)
+        self.absent = torch.from_numpy(absent).to(model.item_embedding.weight.device)
 
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""

@@ -21,8 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from client_app.data.dataset import Dataset, Ints, Rows
-from client_app.evaluation.cases import membership
+from client_app.data.dataset import Dataset, Ints, Rows, membership
 from shared_model.model.mixture import mask_repeated_targets
 from shared_model.model.sasrec import PAD
 from shared_model.seeds import STRIDE, mix, uniform
@@ -50,10 +49,10 @@ def draw_sample(
     ``as_cold`` [I+1]: items scored by content. ``count`` negatives, or all warm items if those are
     not many more. Hashes of the two ``seeds`` and the user draw, so the batch changes nothing.
     """
-    trained = membership(dataset, rows, dataset.lengths(rows) - 2)  # [B, I+1]
+    trained = membership(dataset, rows, dataset.train_lengths(rows))  # [B, I+1]
     drawn = _negatives(dataset, rows, seeds[0], count)
     negative = ~np.take_along_axis(trained, drawn, 1)
-    warm = np.count_nonzero(~dataset.cold[1:])
+    warm = np.count_nonzero(dataset.warm)
     rest = trained & ~as_cold
     np.put_along_axis(rest, targets, False, axis=1)
     own = _some_of(rest, dataset.user_keys[rows], seeds[1])
@@ -91,7 +90,7 @@ def among_targets(scores: Tensor, targets: Tensor, others: Tensor) -> Tensor:
 
 def _negatives(dataset: Dataset, rows: Rows, seed: int, count: int) -> Ints:
     """Warm items drawn uniformly for each user, or all of them; met or not: int64 [B, C]."""
-    warm = np.flatnonzero(~dataset.cold)[1:]  # without PAD
+    warm = np.flatnonzero(dataset.warm)
     if len(warm) <= _WHOLE * count:
         return np.tile(warm, (len(rows), 1))
     names = np.arange(count, dtype=np.uint64) * STRIDE

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client_app.data.dataset import PAD, Dataset, Rows, partition_rows
+from client_app.data.dataset import Dataset, Rows, partition_rows
+from client_app.data.folder import PAD
 from feddmmr.audit.defences import UNDEFENDED
 from feddmmr.audit.run import AuditedRun
 from feddmmr.audit.scores import Bools, Floats, auc, chance_deviation, true_positives

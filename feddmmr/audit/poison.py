@@ -7,8 +7,10 @@ import hashlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import Message, RecordDict
 from torch import Tensor
@@ -56,7 +58,7 @@ def write_site(parent: Path, like: Dataset, histories: list[Ints]) -> Path:
     No importer checks it: who attacks writes what serves, such as an item more than once.
     """
     names = [f"{MALICIOUS}-{number}" for number in range(len(histories))]
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "user_keys": np.array([user_key(name) for name in names], dtype=np.uint64),
         "indptr": np.cumsum([0, *map(len, histories)]),
         "items": np.concatenate(histories),
@@ -131,7 +133,8 @@ class Crafter:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm()
+    unit: Tensor = vector / vector.norm()
+    return unit
 
 
 def random_inputs(pool: Rows, length: int, seed: int) -> Tensor:

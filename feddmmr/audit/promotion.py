@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from client_app.data.dataset import PAD, Dataset, Ints, pad_batch
-from client_app.evaluation.cases import membership, warm_candidates
+from client_app.data.dataset import Dataset, Ints, membership, pad_batch
+from client_app.data.split import train_places
+from client_app.evaluation.cases import warm_candidates
 from feddmmr.audit.poison import (
     HONEST,
     MALICIOUS,
@@ -127,8 +128,8 @@ class Promotion:
     def _grid(self, config: dict[str, Value]) -> InProcessGrid:
         """One node of all honest users, and one of the malicious ones."""
         dataset, settings = self.run.dataset, parse_settings(config)
-        others = np.flatnonzero(~dataset.cold)
-        pool = others[(others != PAD) & (others != self.target)]
+        others = np.flatnonzero(dataset.warm)
+        pool = others[others != self.target]
         length, seed = min(settings.max_length, _LONGEST), settings.seed
         histories = made_up_histories(pool, self.target, self.users, length, seed)
         site = write_site(self.run.work, dataset, histories)
@@ -145,9 +146,8 @@ class Promotion:
 
 def train_counts(dataset: Dataset) -> Ints:
     """How often each item is trained on, over all users. int64 [I + 1]"""
-    lengths = np.diff(dataset.indptr)
-    train = np.arange(len(dataset.items)) < np.repeat(dataset.indptr[1:] - 2, lengths)
-    counts: Ints = np.bincount(dataset.items[train], minlength=dataset.num_items + 1)
+    train = dataset.items[train_places(dataset.indptr)]
+    counts: Ints = np.bincount(train, minlength=dataset.num_items + 1)
     return counts
 
 

@@ -41,7 +41,7 @@ class Attacker:
     @property
     def warm(self) -> Rows:
         """The items that can be trained on. [W]"""
-        items: Rows = np.flatnonzero(~self.dataset.cold[1:]) + 1
+        items: Rows = np.flatnonzero(self.dataset.warm)
         return items
 
     def views(self, rows: Rows) -> dict[str, Arrays]:

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 import torch
 
 from client_app.data.dataset import Dataset, Split
+from client_app.data.split import train_places
 from client_app.evaluation.cases import make_cases, protocol_ranks, warm_candidates
 from shared_model.protocol.metrics import MetricSums
 
@@ -50,9 +51,8 @@ def evaluate_baselines(
 
 def train_pairs(dataset: Dataset) -> tuple[Ints, Ints]:
     """Row and item of every train interaction, by user and then time: int64 [n] each."""
-    lengths = np.diff(dataset.indptr)
-    users = np.repeat(np.arange(dataset.num_users), lengths)
-    train = np.arange(len(dataset.items)) < np.repeat(dataset.indptr[1:] - 2, lengths)
+    users = np.repeat(np.arange(dataset.num_users), np.diff(dataset.indptr))
+    train = train_places(dataset.indptr)
     return users[train], dataset.items[train].astype(np.int64)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from client_app.data.tables import clean_ids
+from client_app.data.columns import clean_ids
 from shared_model.errors import DataError
 
 Array = npt.NDArray[Any]

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feddmmr.runs.command import Home
-from shared_model.errors import ConfigError, DataError
+from shared_model.errors import ConfigError
 
 if TYPE_CHECKING:
     from client_app.data.dataset import Dataset
-    from feddmmr.recommendations.adviser import Adviser
     from feddmmr.recommendations.titles import Catalogue
-    from feddmmr.runs.read import Run
 
 
 def recommend(
@@ -42,6 +40,7 @@ def recommend(
 ) -> None:
     """What to watch next, and who says so: SASRec, pictures, texts, and which remembered items."""
     from feddmmr.recommendations.adviser import Adviser
+    from feddmmr.recommendations.answer import answered, data_for
     from feddmmr.recommendations.titles import Catalogue
     from feddmmr.runs.read import home_folder, read_run
 
@@ -52,38 +51,15 @@ def recommend(
         )
     folder = home_folder(home)
     found = read_run(folder, run)
-    data = _data(found, folder, dataset)
+    data = data_for(found, folder, dataset)
     catalogue = Catalogue(data)
     items, hidden = _history(data, catalogue, history or [], user, hide_last)
-    answer = _answer(Adviser(found, data, stage or 0), catalogue, items, hidden, top, seen)
+    adviser = Adviser(found, data, stage or 0)
+    answer = answered(adviser, catalogue, items, top, hidden=hidden, seen=seen)
     if as_json:
         print(json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         _show(answer)
-
-
-def _data(run: "Run", home: Path, folder: Path | None) -> "Dataset":
-    """The run's dataset, or a part of it: a site that hosts some of the users may ask as well."""
-    from client_app.data.dataset import open_dataset
-    from feddmmr.runs.data import data_of, differences, require_same
-
-    if folder is None:
-        dataset = data_of(run, home, None)
-        if dataset is None:
-            raise DataError(
-                "the data of this run are not at hand",
-                expected=f"a dataset with sha256 {run.data['dataset']['sha256'][:12]}",
-                todo="pass the folder that the run was trained on with --dataset",
-            )
-        return dataset
-    dataset = open_dataset(folder.expanduser().resolve())
-    other = differences(run, dataset)
-    same = dataset.catalogue_sha256 == run.data["dataset"]["catalogue_sha256"]
-    if other == ["dataset"] and same:
-        print("note: other users than the run's, with the same catalogue", file=sys.stderr)
-    else:
-        require_same(run, dataset)
-    return dataset
 
 
 def _history(
@@ -98,54 +74,6 @@ def _history(
         return (items[:-1], items[-1]) if hide else (items, 0)
     titles = [title.strip() for text in texts for title in text.split(";")]
     return [catalogue.find(title) for title in titles if title], 0
-
-
-def _answer(
-    adviser: "Adviser", catalogue: "Catalogue", items: list[int], hidden: int, top: int, seen: bool
-) -> dict[str, Any]:
-    """Everything that is known, by title."""
-    from feddmmr.recommendations.adviser import rank_of, recommend, usable
-
-    history, cold = usable(adviser.dataset, items)
-    for item in cold:
-        print(f"note: cold, so no input: {catalogue.show(item)}", file=sys.stderr)
-    mixture, past = adviser.model.mixture, adviser.after(history)
-    met = [] if seen else items
-    answer: dict[str, Any] = {
-        "run": adviser.run.name,
-        "stage": adviser.number,
-        "round": adviser.record["best_round"],
-        "gate": float(mixture.gate.detach()) if mixture else None,
-        "history": [catalogue.show(item) for item in history],
-        "remembered": past.remembered,
-        "recommendations": [
-            _named(rank, found, adviser.dataset, catalogue)
-            for rank, found in enumerate(recommend(adviser, past, top, met), 1)
-        ],
-    }
-    if not answer["recommendations"]:
-        candidates = int(past.scored.scores.isfinite().sum())
-        answer["note"] = (
-            f"nothing to recommend: the user has met all {candidates} items that this stage can "
-            "score; --seen lists them"
-        )
-    if hidden:
-        rank = rank_of(past, hidden)
-        answer["hidden"] = {"title": catalogue.show(hidden), "rank": rank}
-    return answer
-
-
-def _named(
-    rank: int, found: dict[str, Any], dataset: "Dataset", catalogue: "Catalogue"
-) -> dict[str, Any]:
-    """A recommendation with titles for item indices."""
-    item, reasons = found.pop("item"), found.pop("reasons")
-    names = {"rank": rank, "item_id": catalogue.ids[item], "title": catalogue.show(item)}
-    because = [
-        {"title": catalogue.show(one), "by": modality, "adds": value}
-        for modality, one, value in reasons
-    ]
-    return {**names, "cold": bool(dataset.cold[item]), **found, "because": because}
 
 
 def _show(answer: dict[str, Any]) -> None:

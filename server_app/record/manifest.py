@@ -30,7 +30,7 @@ _SHARED_BY_MIXTURES = (
 
 
 class Manifest:
-    """One run's record. ``data`` is the JSON document of design section 5."""
+    """One run's record. ``data`` is the JSON document of docs/manifest.md."""
 
     def __init__(self, folder: Path, data: Record) -> None:
         self.folder = folder

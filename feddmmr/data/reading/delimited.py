@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import pandas as pd
 
@@ -49,7 +49,8 @@ def read_delimited(
 def open_source(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked if it is called .gz. Raises DataError while it is read, too."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        packed = path.suffix == ".gz"
+        with cast("IO[bytes]", gzip.open(path) if packed else path.open("rb")) as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)

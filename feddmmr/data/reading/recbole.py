@@ -14,8 +14,7 @@ TEXTS = ("token", "token_seq")
 
 def read_interactions(path: Path, layout: Layout) -> Interactions:
     """A `.inter` file; the `.item` file of the same name, if it is there, is the catalogue."""
-    table = _typed(path)
-    table.columns = pd.Index([name for name, _ in table.columns])
+    table, _ = _typed(path)
     items = path.with_suffix(".item")
     return Interactions(
         name=path.stem,
@@ -31,9 +30,8 @@ def read_items(path: Path) -> pd.DataFrame:
 
     The title is the column `title`, or the only one whose name ends so, such as movie_title.
     """
-    typed = _typed(path)
-    words = [name for name, kind in typed.columns if kind in TEXTS]
-    typed.columns = pd.Index([name for name, _ in typed.columns])
+    typed, kinds = _typed(path)
+    words = [name for name, kind in kinds.items() if kind in TEXTS]
     titles = [name for name in words if name.endswith("title")]
     if "title" not in typed and len(titles) == 1:
         typed = typed.rename(columns={titles[0]: "title"})
@@ -46,8 +44,8 @@ def read_items(path: Path) -> pd.DataFrame:
     return table
 
 
-def _typed(path: Path) -> pd.DataFrame:
-    """The table with columns (name, type) as the header `name:type` says."""
+def _typed(path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The table, and the type of each column, as the header `name:type` says."""
     table = read_delimited(path, "\t")
     pairs = [str(column).rpartition(":") for column in table.columns]
     if bad := [kind or name for name, _, kind in pairs if not name]:
@@ -59,5 +57,5 @@ def _typed(path: Path) -> pd.DataFrame:
             todo="pass --format tsv or csv if it is another kind of file",
         )
     check_names([name for name, _, _ in pairs], path)
-    table.columns = pd.Index([(name, kind) for name, _, kind in pairs], tupleize_cols=False)
-    return table
+    table.columns = pd.Index([name for name, _, _ in pairs])
+    return table, {name: kind for name, _, kind in pairs}

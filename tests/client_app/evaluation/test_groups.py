@@ -10,7 +10,8 @@ import pytest
 
 from client_app.data.compile import write_dataset
 from client_app.data.dataset import open_dataset
-from client_app.evaluation.target_groups import COLD_GROUPS, WARM_GROUPS, popularity_buckets
+from client_app.data.popularity import popularity_buckets
+from client_app.evaluation.target_groups import COLD_GROUPS, WARM_GROUPS
 from server_app.record.report import TABLE_GROUPS, closing_table
 from shared_model.errors import DataError
 from shared_model.protocol.metrics import merge
