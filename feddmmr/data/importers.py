@@ -192,6 +192,13 @@ def _read(path: Path, options: ImportOptions) -> Source:
     source = readers.read_source(path, format_, layout, options.items)
     if options.features is not None:
         found = read_features(options.features)
+        if not found.arrays:
+            raise DataError(
+                "no features there",
+                where=str(options.features),
+                expected="a .safetensors file, or a folder with visual.npy or text.npy",
+                todo="make some with `feddmmr features encode`, or drop --features",
+            )
         source = replace(
             source,
             features=found.arrays,

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from client_app.data.compile import write_dataset
 from client_app.data.dataset import open_dataset
+from feddmmr.data.importers import ImportOptions, import_dataset
 from feddmmr.features.analysis import analyze
 from feddmmr.features.arrays import ImportArrays, import_arrays
 from feddmmr.features.files import FeatureFiles, align_features, read_features
@@ -71,6 +72,17 @@ def test_another_catalogue_is_no_import(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"another catalogue.*a\.npz and .*items\.csv.*'x1', 'x2'"):
         import_arrays(options)
     assert not output.exists()
+
+
+def test_a_folder_without_features_is_no_import(tmp_path: Path) -> None:
+    """Named with --features, an empty folder is a mistake; nothing came of it, without a word."""
+    rows = [f"{user},{item},{item}" for user in range(3) for item in range(4)]
+    (tmp_path / "a.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    (tmp_path / "empty").mkdir()
+    options = ImportOptions(k_core=1, features=tmp_path / "empty")
+    with pytest.raises(DataError, match=r"no features there.*empty.*visual\.npy or text\.npy"):
+        import_dataset(tmp_path / "a.csv", tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_partial_misses_are_counted_and_named(
