@@ -10,7 +10,7 @@ from typing import Annotated, get_args
 
 from shared_model.model.recommender import ModelShape
 from shared_model.model.router import MODALITIES
-from shared_model.protocol.plan import MixturePlan
+from shared_model.protocol.plan import MixturePlan, RoundPlan
 from shared_model.protocol.rules import (
     DATASET,
     DEVICE,
@@ -104,6 +104,27 @@ class Settings:
             self.max_length,
             visual,
             text,
+        )
+
+    def round_plan(
+        self, stage: int, round_: int, app_sha256: str = "", catalogue_sha256: str = ""
+    ) -> RoundPlan:
+        """What nodes are told of a round of a stage, before the server adds what it says of noise.
+
+        A node compares the hashes with its own; who trains without asking a node needs none.
+        """
+        return RoundPlan(
+            stage=stage,
+            round=round_,
+            seed=self.seed,
+            fraction=self.fraction_train,
+            local_steps=self.local_steps,
+            learning_rate=self.client_learning_rate,
+            weighting=self.weighting,
+            dropout=self.dropout,
+            app_sha256=app_sha256,
+            catalogue_sha256=catalogue_sha256,
+            clip_norm=self.dp_clip_norm,
         )
 
     def mixing(self, frozen_sha256: str, novelty: float) -> MixturePlan:

@@ -1,13 +1,15 @@
 """Settings: what each declares at its field, and what follows from that for a run's stages."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import get_args
 
 from server_app.app import _stage_config
 from shared_model.protocol.config import default_config, key_of, parse_settings
+from shared_model.protocol.plan import MixturePlan, RoundPlan
 from shared_model.protocol.rules import Scope, Setting
 from shared_model.protocol.settings import DECLARED, Settings, fields_of
+from tests.support.file_map import sources
 from tests.support.paths import ROOT
 
 SETTINGS = parse_settings(default_config(ROOT / "pyproject.toml"))
@@ -57,3 +59,48 @@ def test_the_scopes_are_documented() -> None:
     assert may_change == set(map(key_of, fields_of("operational")))
     assert keys["Model"] | {"seed"} == set(map(key_of, fields_of("run")))
     assert keys["Memory"] | {"modalities"} == set(map(key_of, fields_of("mixture")))
+
+
+def test_a_round_plan_says_what_the_settings_say() -> None:
+    settings = replace(
+        SETTINGS,
+        seed=3,
+        fraction_train=0.25,
+        local_steps=4,
+        client_learning_rate=0.5,
+        weighting="uniform",
+        dropout=0.125,
+        dp_clip_norm=0.75,
+    )
+    plan = RoundPlan(2, 7, 3, 0.25, 4, 0.5, "uniform", 0.125, "app", "catalogue", clip_norm=0.75)
+    assert settings.round_plan(2, 7, "app", "catalogue") == plan
+    unasked = replace(plan, app_sha256="", catalogue_sha256="")
+    assert settings.round_plan(2, 7) == unasked
+    assert not unasked.private
+
+
+def test_a_mixture_plan_says_what_the_settings_say() -> None:
+    settings = replace(
+        SETTINGS,
+        memory_short_term=5,
+        memory_long_term=6,
+        memory_novelty=-1.0,
+        memory_surprise=2.0,
+        targets_per_user=8,
+        negatives=9,
+        id_dropout=0.1,
+        content_dropout=0.2,
+        alignment_weight=0.3,
+        alignment_temperature=0.4,
+        surprise_weight=0.5,
+        balance_weight=0.6,
+    )
+    plan = MixturePlan("sha", 5, 6, 0.25, 2.0, 8, 9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    assert settings.mixing("sha", novelty=0.25) == plan
+
+
+def test_settings_alone_build_plans() -> None:
+    """Others change a plan that they got: a new field of it reaches all of them."""
+    for path in sources():
+        if path != ROOT / "shared_model" / "protocol" / "settings.py":
+            assert not re.search(r"\b(Round|Mixture)Plan\(", path.read_text()), path
