@@ -3,15 +3,19 @@
 docs/privacy.md says why. What needs the manifest or the data is in server_app/privacy/ledger.py.
 """
 
+from typing import TYPE_CHECKING
+
 from shared_model.errors import ConfigError
-from shared_model.protocol.settings import Settings
+
+if TYPE_CHECKING:  # the command reads the limits below whenever it starts, and waits for no torch
+    from shared_model.protocol.settings import Settings
 
 LEAST_NOISE = 0.1  # of the noise: below, the accountant's grid is too coarse and epsilon beyond use
 MOST_NOISE = 2.0**16  # more than any budget needs
 LEAST_FRACTION = 1e-6  # of the users in a round: below, the accountant has no numbers
 
 
-def check_promise(settings: Settings) -> None:
+def check_promise(settings: "Settings") -> None:
     """``ConfigError`` for keys ``dp-*`` that need another key, in one line that names both."""
     clips, noise = settings.dp_clip_norm > 0, settings.dp_noise_multiplier
     if noise and not clips:
