@@ -32,8 +32,9 @@ from server_app.app import federate
 from server_app.record.manifest import Record
 from shared_model.errors import ConfigError, DataError, FedDMMRError
 from shared_model.protocol import messages
-from shared_model.protocol.config import AGGREGATIONS, Value, default_config, key_of, parse_settings
+from shared_model.protocol.config import Value, default_config, key_of, parse_settings
 from shared_model.protocol.metrics import MetricSums
+from shared_model.protocol.settings import AGGREGATIONS
 
 NAMES = [fault.name for fault in FAULTS]
 PASSED = 0.98  # of the undisturbed HR@10

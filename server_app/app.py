@@ -29,16 +29,12 @@ from shared_model.fingerprint import app_sha256, arrays_sha256
 from shared_model.model.recommender import Recommender, build, load_groups, read_groups
 from shared_model.model.router import MODALITIES
 from shared_model.protocol.config import Settings, parse_settings
+from shared_model.protocol.settings import fields_of
 from shared_model.stages import STAGES, Stage, stage_of
 
 app = ServerApp()
 
 VERSION = "0.1.0"  # of the app; pyproject.toml has the same (a test compares)
-
-# Keys that say where and how long, not what is trained: a resumed run may change them.
-_OPERATIONAL = {"stage", "run", "home", "dataset", "redo", "round_timeout", "min_nodes"}
-_OPERATIONAL |= {"node_timeout", "min_participation", "checkpoint_every"}
-_OPERATIONAL |= {"users_per_batch", "device", "tensorboard"}
 
 
 @app.main()
@@ -207,7 +203,8 @@ def _require_features(stages: list[Stage], census: Census, modalities: str) -> N
 
 
 def _stage_config(settings: Settings) -> Record:
-    return {k: v for k, v in vars(settings).items() if k not in _OPERATIONAL}
+    """What a stage is trained with, for its record: all but what a resumed run may change."""
+    return {name: getattr(settings, name) for name in fields_of("run", "mixture", "stage")}
 
 
 def app_record() -> Record:

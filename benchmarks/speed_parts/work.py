@@ -75,18 +75,7 @@ def open_work(config: dict[str, Value], stage: int, kept: bool = False) -> Work:
     dims = content_dims(dataset) if dataset.features_sha256 else (0, 0)
     shape = settings.shape(dataset.num_items, *dims)
     model = build(shape, settings.seed, stage=stage_of(stage), gate=settings.initial_gate)
-    plan = RoundPlan(
-        stage=stage,
-        round=0,
-        seed=settings.seed,
-        fraction=settings.fraction_train,
-        local_steps=settings.local_steps,
-        learning_rate=settings.client_learning_rate,
-        weighting=settings.weighting,
-        dropout=settings.dropout,
-        app_sha256="",
-        catalogue_sha256="",
-    )
+    plan = replace(settings.round_plan(stage, 0), clip_norm=0.0)  # the plain loop clips nobody
     mixing = _mixing(settings, dataset) if model.mixture is not None else None
     return Work(model, dataset, settings, plan, mixing, kept)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from client_app.data.dataset import Dataset
 from client_app.data.folder import check_file
 from shared_model.errors import DataError
-from shared_model.protocol.config import MODALITIES
+from shared_model.protocol.settings import MODALITY_CHOICES
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,8 +40,8 @@ def open_content(dataset: Dataset, modalities: str, device: str = "cpu") -> Cont
     `content_dims` says. Raises DataError if there are no features, or ones that do not fit the
     catalogue or dataset.json, and ValueError for other modalities.
     """
-    if modalities not in MODALITIES:
-        raise ValueError(f"unknown modalities {modalities!r}: {', '.join(MODALITIES)}")
+    if modalities not in MODALITY_CHOICES:
+        raise ValueError(f"unknown modalities {modalities!r}: {', '.join(MODALITY_CHOICES)}")
     dims = dict(zip(("visual", "text"), content_dims(dataset), strict=True))
     stored = _read(dataset)
     rows = {kind: np.zeros((dataset.num_items + 1, dim), np.float32) for kind, dim in dims.items()}

@@ -93,20 +93,9 @@ class Attacker:
         return replace(update, arrays={name: update.arrays[name].cpu() for name in self.names})
 
     def plan(self, weighting: str) -> RoundPlan:
-        """Round 1 of everyone who is asked."""
-        settings = self.settings
-        return RoundPlan(
-            stage=self.model.stage.number,
-            round=1,
-            seed=settings.seed,
-            fraction=1.0,
-            local_steps=settings.local_steps,
-            learning_rate=settings.client_learning_rate,
-            weighting=weighting,
-            dropout=settings.dropout,
-            app_sha256="",
-            catalogue_sha256="",
-        )
+        """Round 1 of everyone who is asked, undefended."""
+        plan = self.settings.round_plan(self.model.stage.number, 1)
+        return replace(plan, fraction=1.0, weighting=weighting, clip_norm=0.0)
 
 
 def made_up_users(dataset: Dataset, warm: Rows, seed: int) -> Dataset:

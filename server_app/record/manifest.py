@@ -16,17 +16,8 @@ from server_app.record.manifest_file import FORMAT, sealed, unsealed
 from server_app.record.manifest_file import Record as Record
 from shared_model.errors import ManifestError
 from shared_model.fingerprint import file_sha256
+from shared_model.protocol.settings import fields_of
 from shared_model.stages import Stage, stage_of
-
-# What a model means beyond its arrays' shapes, and what its evaluation is drawn from.
-_SHARED = ("seed", "hidden_size", "num_heads", "num_blocks", "max_length")
-_SHARED_BY_MIXTURES = (
-    "modalities",
-    "memory_short_term",
-    "memory_long_term",
-    "memory_novelty",
-    "memory_surprise",
-)
 
 
 class Manifest:
@@ -90,7 +81,7 @@ class Manifest:
                     got=record["status"] if record else "not run",
                     todo=f"run stage={number} first, or stage=0 for all in order",
                 )
-            shared = _SHARED + (_SHARED_BY_MIXTURES if stage_of(number).mixes else ())
+            shared = fields_of("run", "mixture") if stage_of(number).mixes else fields_of("run")
             before = self.data["stages"][str(number)]["config"]
             changed = [key for key in shared if before.get(key) != config.get(key)]
             if changed:

@@ -1,7 +1,7 @@
 """The strategy: a stage's round plan out, its trained groups back, a server optimizer step."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -77,20 +77,11 @@ class StageStrategy(Strategy):
     ) -> Sequence[Message]:
         """One plan for every node: who takes part is decided there, user by user."""
         self._arrays = messages.from_record(arrays)
-        plan = RoundPlan(
-            stage=self.stage.number,
-            round=server_round,
-            seed=self.settings.seed,
-            fraction=self.settings.fraction_train,
-            local_steps=self.settings.local_steps,
-            learning_rate=self.settings.client_learning_rate,
-            weighting=self.settings.weighting,
-            dropout=self.settings.dropout,
-            app_sha256=app_sha256(),
-            catalogue_sha256=self.census.catalogue_sha256,
-            clip_norm=self.settings.dp_clip_norm,
-            **(self.noising.plan(server_round) if self.noising else {}),
+        plan = self.settings.round_plan(
+            self.stage.number, server_round, app_sha256(), self.census.catalogue_sha256
         )
+        if self.noising:
+            plan = replace(plan, **self.noising.plan(server_round))
         return self._to_all(plan, arrays, messages.TRAIN)
 
     def aggregate_train(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from shared_model.errors import ConfigError
 
-if TYPE_CHECKING:
-    from shared_model.protocol.config import Settings
+if TYPE_CHECKING:  # the command reads the limits below whenever it starts, and waits for no torch
+    from shared_model.protocol.settings import Settings
 
 LEAST_NOISE = 0.1  # of the noise: below, the accountant's grid is too coarse and epsilon beyond use
 MOST_NOISE = 2.0**16  # more than any budget needs

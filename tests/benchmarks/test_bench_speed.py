@@ -75,6 +75,11 @@ def test_plain_loop_and_engine_do_the_same_work(small_dataset: Dataset, steps: i
         torch.testing.assert_close(update.arrays[name], value, atol=1e-5, rtol=1e-5)
 
 
+def test_a_plan_clips_nobody_as_the_plain_loop_does(small_dataset: Dataset) -> None:
+    clipping = tiny_work(small_dataset.folder, dp_clip_norm=0.5, weighting="uniform")
+    assert clipping.plan == tiny_work(small_dataset.folder, weighting="uniform").plan
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_later_stages_train_the_same_users(demo_folder: Path, stage: int) -> None:
     work = tiny_work(demo_folder, stage, fraction_train=0.05)

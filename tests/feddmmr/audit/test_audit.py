@@ -5,6 +5,7 @@ Over 300 lines on purpose: every attack is made on the one run, which is trained
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,15 @@ def test_views_are_the_updates_that_the_engine_makes(run: AuditedRun) -> None:
     share = views["noise share"] - views["clipping"]
     assert noise.std() == pytest.approx(1.0, rel=0.1)
     assert share.std() == pytest.approx(1.0 / np.sqrt(USERS), rel=0.1)
+
+
+def test_an_attackers_plan_has_everyone_and_none_of_the_runs_defences(run: AuditedRun) -> None:
+    clipping = replace(run.settings, dp_clip_norm=0.5, fraction_train=0.25)
+    attacker = Attacker(run.dataset, clipping, Privacy(0.5, 2.0), run.noise_key, run.model(), ())
+    plan = attacker.plan("targets")
+    assert (plan.stage, plan.round, plan.fraction, plan.weighting) == (1, 1, 1.0, "targets")
+    assert (plan.clip_norm, plan.noise_std, plan.private) == (0.0, 0.0, False)
+    assert (plan.app_sha256, plan.catalogue_sha256) == ("", "")
 
 
 def test_little_noise_hides_less(run: AuditedRun) -> None:

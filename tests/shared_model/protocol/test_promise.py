@@ -1,5 +1,7 @@
 """Settings that could not keep a promise of differential privacy are refused in one line."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -54,3 +56,12 @@ def test_what_cannot_keep_a_promise_is_refused(changed: dict[str, Any], named: s
     with pytest.raises(ConfigError, match=named) as raised:
         parse_settings(PRIVATE | changed)
     assert "\n" not in str(raised.value)
+
+
+def test_the_limits_alone_load_no_torch() -> None:
+    """The command reads them whenever it starts."""
+    code = "import sys, feddmmr.cli; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
