@@ -4,9 +4,12 @@ Letters: B users, P positions, N candidates, L remembered items, H heads, D hidd
 experts' dimensions.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from shared_model.model.initial import Starts
 from shared_model.model.matmul import Linear
 from shared_model.model.router import MODALITIES, masked_softmax
 
@@ -22,8 +25,11 @@ class CrossModalFusion(nn.Module):
     itself in memory, and what was chosen once may be chosen again rarely, or gladly (compare the
     repeat mode of Ren et al., "RepeatNet", AAAI 2019). It does not depend on content.
 
-    Its output starts at zero: a stage begins exactly where the last one ended (invariant 2).
+    Its output starts at zero: a stage begins exactly where the last one ended (invariant 2). The
+    layers before it move one step later.
     """
+
+    starts: ClassVar[Starts] = {"output.weight": 0.0, "familiarity": 0.0}
 
     def __init__(self, hidden: int, visual: int, text: int) -> None:
         super().__init__()
@@ -32,7 +38,7 @@ class CrossModalFusion(nn.Module):
         self.key = nn.ModuleDict({m: Linear(n, hidden, bias=False) for m, n in sizes.items()})
         self.value = nn.ModuleDict({m: Linear(n, hidden, bias=False) for m, n in sizes.items()})
         self.output = Linear(hidden, hidden, bias=False)
-        self.familiarity = nn.Parameter(torch.empty(()))  # starts at 0
+        self.familiarity = nn.Parameter(torch.empty(()))
 
     def project(self, modality: str, values: Tensor) -> tuple[Tensor, Tensor]:
         """What each remembered item is asked for and says: two of [B, H, L, D].

@@ -5,6 +5,7 @@ dimensions. Batched over candidates: no loop over N.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from shared_model.model.dropout import Dropout
 from shared_model.model.experts import Experts
 from shared_model.model.fusion import CrossModalFusion
+from shared_model.model.initial import Starts
 from shared_model.model.router import ItemCentricRouter, uniform_weights
 from shared_model.model.unique_items import distinct
 
@@ -57,6 +59,8 @@ class Mixture(nn.Module):
     ``aux`` starts at exactly zero, since the fusion's output does. Without a router (Stage 2) the
     modalities that an item has count the same.
     """
+
+    starts: ClassVar[Starts] = {"gate": 1.0}  # unless the run says otherwise
 
     def __init__(self, hidden: int, visual: int, text: int, heads: int, routed: bool) -> None:
         super().__init__()
