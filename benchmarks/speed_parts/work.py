@@ -169,7 +169,7 @@ def _mixed_loss(work: Work, own: Recommender, plan: RoundPlan, row: int) -> Call
 
     def loss(step: int) -> Tensor:
         keys = torch.from_numpy(plan.dropout_keys(batch.keys, step))
-        return objective.of_users(arrays, batch.tensors, keys).total.sum()
+        return objective.per_user_losses(arrays, batch.tensors, keys).total.sum()
 
     return loss
 

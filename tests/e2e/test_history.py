@@ -172,7 +172,7 @@ def test_a_temperature_that_mutes_surprising_samples(whole: Whole) -> None:
             batch = objective.batch(np.arange(objective.dataset.num_users))
             keys = torch.zeros(len(batch.keys), dtype=torch.int64)
             learned = dict(objective.model.named_parameters())
-            losses = objective.of_users(learned, batch.tensors, keys)
+            losses = objective.per_user_losses(learned, batch.tensors, keys)
             experts = [v for n, v in learned.items() if group_of(n) == "experts"]
             rows = [
                 torch.autograd.grad(total, experts, retain_graph=True, materialize_grads=True)
