@@ -58,7 +58,6 @@ def report_of(whole: Whole, number: int, arrays: Arrays, split: Any, record: Any
             surprise=config["memory_surprise"],
         )
         memory: MemorySettings = recall.settings(plan)
-        recall.under("these arrays")
         mixing = (memory, recall)
     rows = np.arange(recall.dataset.num_users)
     return dict(evaluate_users(model, recall.dataset, rows, split, 0, mixing).report())
