@@ -7,7 +7,6 @@ by validation NDCG@10 (full) is tested once. On a GPU: ``--device cuda``.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.output import write_json
 from client_app.data.dataset import Dataset, open_dataset, pad_batch
 from client_app.evaluation.evaluate import evaluate_users
 from client_app.training.losses import full_softmax
@@ -73,7 +73,7 @@ def main() -> None:
     seconds = time.monotonic() - started
     print(_line(f"test ({seconds:.0f} s)", test), flush=True)
     result = {"config": vars(args), "seconds": seconds, "epochs": epochs, "test": test}
-    Path(args.output).write_text(json.dumps(result, indent=1))
+    write_json(Path(args.output), result)
 
 
 def _line(label: str, report: Report) -> str:

@@ -59,7 +59,7 @@ def _train(node: Node, content: RecordDict) -> RecordDict:
     mixing = messages.read_mixing(content)
     if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
         return messages.ask_for_frozen(mixing.frozen_sha256)
-    recall = node.recall(model, mixing)
+    recall = node.recall(model)
     update = train_round(model, node.dataset, node.rows, plan, size, (mixing, recall))
     return _told(node, plan, update)
 
@@ -85,7 +85,7 @@ def _evaluate(node: Node, content: RecordDict) -> RecordDict:
     mixing = messages.read_mixing(content)
     if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
         return messages.ask_for_frozen(mixing.frozen_sha256)
-    recall = node.recall(model, mixing)
+    recall = node.recall(model)
     sums = evaluate_users(model, *cases, (recall.settings(mixing), recall))
     return messages.metrics_content(sums)
 

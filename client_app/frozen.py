@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from shared_model.errors import NodeError
+from shared_model.files import write_whole
 from shared_model.fingerprint import arrays_sha256
 from shared_model.model.recommender import Arrays
 
@@ -42,16 +43,13 @@ def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:
             todo="submit the same run again: it resumes",
         )
     path = _path(home, sha256)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: value.contiguous() for name, value in arrays.items()}
-        temporary.write_bytes(save(whole))  # which refuses a tensor that is a view with strides
-        temporary.replace(path)
+        content = save(whole)  # which refuses a tensor that is a view with strides
+        write_whole(path, content, rivals=True, durable=False)
         _remove_oldest(path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise NodeError(
             "cannot keep the frozen groups",
             where=str(path),

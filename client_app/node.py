@@ -37,7 +37,7 @@ from shared_model.model.recommender import (
 from shared_model.protocol.config import Settings, Value, parse_settings
 from shared_model.protocol.gaussian import keep_secret
 from shared_model.protocol.messages import NodeReport
-from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
+from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, RoundPlan
 from shared_model.stages import Stage
 
 _FEATURE_FACTS = ("visual_dim", "text_dim", "visual_coverage", "text_coverage", "encoders")
@@ -82,12 +82,12 @@ class Node:
         load_groups(model, arrays, model.stage.frozen)
         return True
 
-    def recall(self, model: Recommender, mixing: MixturePlan) -> Recall:
+    def recall(self, model: Recommender) -> Recall:
         """The memories of this node's users under a loaded model."""
         recall = _recall(self.dataset, self.settings.modalities, self.settings.device)
-        backbone = arrays_sha256(read_groups(model, ("item_embedding", "backbone")))
-        recall.under(f"{backbone} {recall.settings(mixing)}")
-        return recall
+        return recall.with_backbone(
+            arrays_sha256(read_groups(model, ("item_embedding", "backbone")))
+        )
 
     def novelty(self, total_users: int) -> Ints:
         """Histogram of the novelty that a sample of this node's users meets."""

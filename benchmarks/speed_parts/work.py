@@ -30,6 +30,8 @@ from shared_model.protocol.config import Settings, Value, parse_settings
 from shared_model.protocol.plan import RoundPlan
 from shared_model.stages import stage_of
 
+_FROZEN = "frozen"  # the backbone of all rounds
+
 
 @dataclass(frozen=True)
 class Work:
@@ -47,11 +49,17 @@ class Work:
         return np.arange(partition, self.dataset.num_users, partitions)
 
     def round(self, number: int) -> RoundPlan:
-        """The plan of a round; Stage 3's backbone is another one each round, so surprise is new."""
-        if self.mixing is not None:
-            frozen = self.kept or self.plan.stage == 2
-            self.mixing[1].under("frozen" if frozen else str(number))
+        """The plan of a round."""
         return replace(self.plan, round=number)
+
+    def mixing_in(self, number: int) -> Mixing | None:
+        """What Stages 2 and 3 need in a round; Stage 3's backbone is another one in each of them,
+        so surprise is new."""
+        if self.mixing is None:
+            return None
+        plan, recall = self.mixing
+        frozen = self.kept or self.plan.stage == 2
+        return plan, recall.with_backbone(_FROZEN if frozen else str(number))
 
     def remember(self, rows: Rows) -> None:
         """Simulate the memories of all rounds to come, as the engine does: for many users at once.
@@ -61,7 +69,7 @@ class Work:
         if self.mixing is None or not self.kept:
             return
         plan, recall = self.mixing
-        recall.under("frozen")
+        recall = recall.with_backbone(_FROZEN)
         for begin in range(0, len(rows), self.settings.users_per_batch):
             batch = rows[begin : begin + self.settings.users_per_batch]
             ends = [np.array([length]) for length in self.dataset.train_lengths(batch)]
@@ -89,7 +97,8 @@ def engine_round(work: Work, number: int, rows: Rows | None = None) -> int:
     """This app's engine; returns how many users it trained."""
     given = work.rows() if rows is None else rows
     plan, size = work.round(number), work.settings.users_per_batch
-    return train_round(work.model, work.dataset, given, plan, size, work.mixing).participants
+    mixing = work.mixing_in(number)
+    return train_round(work.model, work.dataset, given, plan, size, mixing).participants
 
 
 def plain_round(work: Work, number: int) -> int:
@@ -151,14 +160,15 @@ def _next_item_loss(own: Recommender, history: Tensor, plan: RoundPlan) -> Calla
 
 def _mixed_loss(work: Work, own: Recommender, plan: RoundPlan, row: int) -> Callable[[int], Tensor]:
     """Stages 2 and 3: the same objective, one user at a time."""
-    assert work.mixing is not None  # noqa: S101 (for the type checker)
-    objective = MixtureObjective(own, work.dataset, plan, *work.mixing)
+    mixing = work.mixing_in(plan.round)
+    assert mixing is not None  # noqa: S101 (for the type checker)
+    objective = MixtureObjective(own, work.dataset, plan, *mixing)
     batch = objective.batch(np.array([row]))
     arrays: Arrays = dict(own.named_parameters())
 
     def loss(step: int) -> Tensor:
         keys = torch.from_numpy(plan.dropout_keys(batch.keys, step))
-        return objective.of_users(arrays, batch.tensors, keys).total.sum()
+        return objective.per_user_losses(arrays, batch.tensors, keys).total.sum()
 
     return loss
 

@@ -4,7 +4,8 @@ Letters: B users, P positions, K slots, L items of the bank.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from threading import Lock
 
 import numpy as np
 import torch
@@ -36,6 +37,23 @@ class Bank:
         return Memories(self.items, content.visual[self.items], content.text[self.items], self.held)
 
 
+class _Kept:
+    """The lives of users, by row, for one backbone and one settings at a time."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()  # batches are trained in several threads
+        self._key: tuple[str, MemorySettings] | None = None
+        self._lives: dict[int, Lives] = {}
+
+    def of(self, backbone: str, settings: MemorySettings) -> dict[int, Lives]:
+        """What is known under them, to be added to; others than in the last call forget all."""
+        with self._lock:
+            if self._key != (backbone, settings):
+                self._key, self._lives = (backbone, settings), {}
+            return self._lives
+
+
+@dataclass(frozen=True, eq=False)
 class Recall:
     """Memories of users under the incoming model of a round.
 
@@ -43,20 +61,19 @@ class Recall:
     backbone and the settings are the same: for all of Stage 2, whose backbone is frozen.
     """
 
-    def __init__(self, dataset: Dataset, content: Content) -> None:
-        self.dataset, self.content = dataset, content
-        self._name = ""
-        self._lives: dict[int, Lives] = {}  # by row
+    dataset: Dataset
+    content: Content
+    backbone: str = ""  # tells backbones apart, by a hash of their arrays; "" if there is only one
+    _kept: _Kept = field(default_factory=_Kept, repr=False)
+
+    def with_backbone(self, backbone: str) -> "Recall":
+        """The same users' memories under a model with this backbone; what is kept is shared."""
+        return replace(self, backbone=backbone)
 
     def settings(self, plan: MixturePlan) -> MemorySettings:
         """A plan's memory."""
         sizes = (plan.short_term, plan.long_term)
         return memory_settings(self.dataset, *sizes, plan.novelty, plan.surprise)
-
-    def under(self, name: str) -> None:
-        """Name backbone and settings of the coming calls; others than before forget all."""
-        if name != self._name:
-            self._name, self._lives = name, {}
 
     def memories(
         self,
@@ -65,11 +82,15 @@ class Recall:
         positions: Sequence[Ints],
         settings: MemorySettings,
     ) -> list[Memory]:
-        """Each user's memory just before each of its ``positions`` [P], counted from 0."""
+        """Each user's memory just before each of its ``positions`` [P], counted from 0.
+
+        ``model`` has the backbone that this was made for.
+        """
         counts = np.array([int(p.max(initial=0)) for p in positions], dtype=np.int64)
-        self._learn(model, rows, counts, settings)
+        lives = self._kept.of(self.backbone, settings)
+        self._learn(lives, model, rows, counts, settings)
         return [
-            recalled(items, self._lives[row], places, settings)
+            recalled(items, lives[row], places, settings)
             for items, row, places in zip(
                 self._histories(rows, counts), rows.tolist(), positions, strict=True
             )
@@ -80,12 +101,17 @@ class Recall:
         return [self.dataset.items[s : s + n] for s, n in zip(starts, counts, strict=True)]
 
     def _learn(
-        self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
+        self,
+        lives: dict[int, Lives],
+        model: Recommender,
+        rows: Rows,
+        counts: Ints,
+        settings: MemorySettings,
     ) -> None:
-        """Simulate the memories of ``counts`` [B] interactions that no earlier call has."""
+        """Add to ``lives`` the memories of ``counts`` [B] interactions that it lacks."""
 
         def known(row: int, count: int) -> bool:
-            return row in self._lives and len(self._lives[row].items) >= left(count, settings)
+            return row in lives and len(lives[row].items) >= left(count, settings)
 
         pairs = enumerate(zip(rows.tolist(), counts.tolist(), strict=True))
         lacking = [place for place, pair in pairs if not known(*pair)]
@@ -93,8 +119,8 @@ class Recall:
             rows, counts = rows[lacking], counts[lacking]
             nats = surprises(model, self.dataset, rows, counts, settings.short_term)
             histories = self._histories(rows, counts)
-            lives = live(histories, self.content.combined, nats, settings)
-            self._lives.update(zip(rows.tolist(), (life.compact() for life in lives), strict=True))
+            new = live(histories, self.content.combined, nats, settings)
+            lives.update(zip(rows.tolist(), (life.compact() for life in new), strict=True))
 
 
 def memory_settings(

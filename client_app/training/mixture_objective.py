@@ -85,18 +85,18 @@ class MixtureObjective:
             {name: tensor.to(self.device) for name, tensor in tensors.items()},
         )
 
-    def alone(self, batch: Batch, user: int) -> Batch:
+    def single_user(self, batch: Batch, user: int) -> Batch:
         """Without padding of the history and of the memory bank."""
         own = {name: tensor[user : user + 1] for name, tensor in batch.tensors.items()}
         cut = int((own["inputs"] == PAD).sum())
         size = max(1, int((own["bank"] != EMPTY).sum()))
         own["inputs"], own["columns"] = own["inputs"][:, cut:], (own["columns"] - cut).clamp(min=0)
         own["bank"], own["held"] = own["bank"][:, :size], own["held"][..., :size]
-        return batch.alone(user, own)
+        return batch.single_user(user, own)
 
     def weighted(self, batch: Batch, keys: Tensor) -> Losses:
         """The weighted sum of the users' losses, in the model itself."""
-        losses = self.of_users(dict(self.model.named_parameters()), batch.tensors, keys)
+        losses = self.per_user_losses(dict(self.model.named_parameters()), batch.tensors, keys)
         return Losses((losses.total * batch.weights).sum(), losses.nats, losses.logs)
 
     def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
@@ -105,7 +105,7 @@ class MixtureObjective:
         descend(self.learned, losses.total, descents)
         return losses
 
-    def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
+    def per_user_losses(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
         """Means over each user's trained positions of the next-item and alignment losses.
 
         In Stage 3 the router's load-balance loss comes on top.

@@ -35,7 +35,7 @@ class Batch:
         """The tensors with each user as a batch of its own: [B, 1, ...]."""
         return {name: value[:, None] for name, value in self.tensors.items()}
 
-    def alone(self, user: int, tensors: Arrays) -> "Batch":
+    def single_user(self, user: int, tensors: Arrays) -> "Batch":
         """One user as a batch, of weight 1; ``targets`` stays that of all."""
         at = slice(user, user + 1)
         return Batch(self.keys[at], torch.ones_like(self.weights[at]), self.targets, tensors)
@@ -50,7 +50,7 @@ class Losses:
     logs: Arrays
 
 
-def together(losses: Sequence[Losses]) -> Losses:
+def stack_losses(losses: Sequence[Losses]) -> Losses:
     """The losses of users trained one by one as those of their batch."""
     logs = {name: torch.stack([one.logs[name] for one in losses]) for name in losses[0].logs}
     total, nats = torch.stack([x.total for x in losses]), torch.stack([x.nats for x in losses])
@@ -63,7 +63,7 @@ class Objective(Protocol):
     def batch(self, rows: Rows) -> Batch:
         """What users ``rows`` [B] train on."""
 
-    def alone(self, batch: Batch, user: int) -> Batch:
+    def single_user(self, batch: Batch, user: int) -> Batch:
         """One user of a batch, of weight 1, without what pads it to the others' size."""
 
     def weighted(self, batch: Batch, keys: Tensor) -> Losses:
@@ -72,7 +72,7 @@ class Objective(Protocol):
     def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
         """Move what ``descents`` name by the gradient of ``weighted``; returns its losses."""
 
-    def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
+    def per_user_losses(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
         """Each user's own loss [B] with parameters ``arrays``."""
 
 
@@ -127,11 +127,11 @@ class BackboneObjective:
             {"inputs": inputs, "targets": targets},
         )
 
-    def alone(self, batch: Batch, user: int) -> Batch:
+    def single_user(self, batch: Batch, user: int) -> Batch:
         """Without padding, but for a round length."""
         length = rounded(int((batch.tensors["inputs"][user] != PAD).sum()))
         own = {n: t[user : user + 1, -length:] for n, t in batch.tensors.items()}
-        return batch.alone(user, own)
+        return batch.single_user(user, own)
 
     def weighted(self, batch: Batch, keys: Tensor, descents: Sequence[Descent] = ()) -> Losses:
         """A user's loss is the mean over its own targets."""
@@ -155,7 +155,7 @@ class BackboneObjective:
         descend(self.learned, losses.total, descents)
         return losses
 
-    def of_users(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
+    def per_user_losses(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:
         """The same with all logits at once."""
         masks = Dropout(self.plan.dropout, keys)
         hidden = functional_call(self.model, arrays, (tensors["inputs"], masks))  # [B, T, D]

@@ -22,7 +22,7 @@ from client_app.training.objective import (
     Losses,
     Objective,
     batch_rows,
-    together,
+    stack_losses,
 )
 from shared_model.model.matmul import plain_products
 from shared_model.model.recommender import Arrays, Recommender, freeze, read_groups
@@ -132,18 +132,18 @@ def _in_turn(
     start = {name: array.clone() for name, array in own.items()}
     first = []
     for user, weight in enumerate(batch.weights.tolist()):
-        alone = objective.alone(batch, user)
+        one = objective.single_user(batch, user)
         if plan.clip_norm:
             update = {name: torch.zeros_like(array) for name, array in own.items()}
-            first.append(_steps(objective, alone, plan, own, Descent(update, plan.learning_rate)))
+            first.append(_steps(objective, one, plan, own, Descent(update, plan.learning_rate)))
             moved = {name: value[None] for name, value in update.items()}
             _add_clipped(sums, moved, batch.weights[[user]], plan.clip_norm)
         else:
             total = Descent(sums, plan.learning_rate * weight)
-            first.append(_steps(objective, alone, plan, own, total))
+            first.append(_steps(objective, one, plan, own, total))
         for name, array in own.items():
             array.copy_(start[name])
-    return together(first)
+    return stack_losses(first)
 
 
 def _steps(
@@ -193,7 +193,7 @@ def _own_updates(
     def user_loss(
         own: Arrays, tensors: Arrays, key: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Arrays]]:
-        losses = objective.of_users({**start, **own}, tensors, key)
+        losses = objective.per_user_losses({**start, **own}, tensors, key)
         return losses.total.sum(), (losses.nats, losses.logs)
 
     losses = []

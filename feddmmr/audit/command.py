@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from feddmmr.output_file import write_output
 from shared_model.errors import DataError
 
 
@@ -53,7 +54,7 @@ def audit(
     privacy = privacy_of(opened.settings, clip_norm, noise_multiplier)
     document = audited(opened, attacks, privacy, users, rounds)
     if out is not None:
-        out.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_output(out, json.dumps(document, indent=1, allow_nan=False) + "\n")
     _print_table(document)
 
 

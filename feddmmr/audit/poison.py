@@ -19,6 +19,7 @@ from client_app.data.dataset import Dataset, Ints, Rows
 from client_app.data.folder import DTYPES, sealed_info
 from feddmmr.audit.run import STAGE
 from feddmmr.launch.in_process import InProcessGrid
+from server_app.aggregation.chernoff import participation_nats
 from server_app.record.checkpoint import write_atomically
 from shared_model.model.dropout import Dropout
 from shared_model.model.recommender import Arrays, Recommender, load_groups
@@ -88,11 +89,8 @@ def unnoticed(users: int, fraction: float) -> int:
 
     It drops one whose participants an honest draw hardly ever has (docs/faults.md, Chernoff).
     """
-    share = np.arange(1, users) / users  # all but everyone
-    rest = (1 - share) * np.log((1 - share) / max(1 - fraction, 1e-12))
-    nats = np.append(users * (share * np.log(share / fraction) + rest), -users * np.log(fraction))
-    share = np.append(share, 1.0)
-    return int(np.count_nonzero((share <= fraction) | (nats < _UNNOTICED)))
+    people = range(1, users + 1)
+    return sum(participation_nats(count, users, fraction) < _UNNOTICED for count in people)
 
 
 @dataclass(frozen=True)

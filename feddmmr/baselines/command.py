@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from feddmmr.output_file import write_output
 from shared_model.errors import DataError
 
 COLUMNS = ("hr@5", "hr@10", "ndcg@10", "mrr")  # of all in the JSON file: what 80 letters hold
@@ -32,7 +33,7 @@ def baselines(
         print(f"note: {note}")
     if json_file is not None:
         facts = {"dataset": opened.info["name"], "split": "test", "seed": seed}
-        json_file.write_text(json.dumps(facts | {"baselines": results}, indent=2) + "\n")
+        write_output(json_file, json.dumps(facts | {"baselines": results}, indent=2) + "\n")
 
 
 def _print_table(name: str, results: dict[str, dict[str, dict[str, Any]]]) -> None:

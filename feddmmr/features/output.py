@@ -2,7 +2,6 @@
 
 import errno
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,11 @@ import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import save
 
-from client_app.data.compile import refuse_existing, temporary_sibling
+from client_app.data.compile import refuse_existing
 from client_app.data.tables import check_features, check_items
 from feddmmr.data.reading.readers import items_file, read_items
 from shared_model.errors import DataError
+from shared_model.files import replacing
 
 
 def catalogue(path: Path) -> pd.DataFrame:
@@ -43,14 +43,11 @@ def write_features(
     # One metadata entry: safetensors writes several in no fixed order, and bytes must repeat.
     content = {"encoders": dict(encoders), "row_order": "items.csv", **facts}
     metadata = {"feddmmr": json.dumps(content, sort_keys=True)}
-    temporary = temporary_sibling(output)
-    try:
-        with disk_faults(output):
-            (temporary / output.name).write_bytes(save(checked, metadata=metadata))
-            refuse_existing(output)  # a file's rename would replace it
-            (temporary / output.name).rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with disk_faults(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(output, rivals=True) as temporary:
+            temporary.write_bytes(save(checked, metadata=metadata))
+            refuse_existing(output)  # which the rename would replace
 
 
 @contextmanager

@@ -40,16 +40,17 @@ def parts_of(
     """
     fusion, gate, vectors = mixture.fusion, mixture.gate, said.vectors[0]  # [N, D]
     itself = items.names[0][:, None] == memory.names[0]  # [N, L]
-    matches, says = [], {}
+    logits, values = [], {}
     for modality in MODALITIES:
-        attention, values = _attention(mixture, modality, items, vectors, memory, itself)
-        asked = fusion.query(state) @ fusion.key[modality](values).mT  # [H, L]
-        matches.append((attention * asked[:, None]).sum((0, 2)) * len(state) ** -0.5)
-        told = (vectors @ fusion.output.weight) @ fusion.value[modality](values).mT  # [H, N, L]
-        says[modality] = (attention * told).sum(0)  # [N, L]
+        attention, memories = _attention(mixture, modality, items, vectors, memory, itself)
+        key, value = fusion.project(modality, memories)
+        scores = fusion.query(state) @ key.mT  # [H, L]
+        logits.append((attention * scores[:, None]).sum((0, 2)) * len(state) ** -0.5)
+        added = (vectors @ fusion.output.weight) @ value.mT  # [H, N, L]
+        values[modality] = (attention * added).sum(0)  # [N, L]
     prior = said.weights[0]  # [N, 2]
-    attended = masked_softmax(torch.stack(matches, -1) + prior.clamp(min=1e-9).log(), prior > 0)
-    shared = {m: gate * attended[:, i, None] * says[m] for i, m in enumerate(MODALITIES)}
+    attended = masked_softmax(torch.stack(logits, -1) + prior.clamp(min=1e-9).log(), prior > 0)
+    shared = {m: gate * attended[:, i, None] * values[m] for i, m in enumerate(MODALITIES)}
     known = (itself & memory.held[0, 0]).any(-1) & ~items.cold[0]  # [N]
     nothing = torch.zeros(1, 1, *prior.shape)
     familiar = gate * fusion(nothing, nothing, prior[None], known[None, None])[0, 0]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from server_app.aggregation.chernoff import participation_nats
 from server_app.aggregation.robust import combined, update_norm
 from shared_model.errors import NodeError
 from shared_model.model.recommender import Arrays, check_arrays
@@ -15,7 +16,7 @@ from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.plan import MIXTURE_LOGS, LocalUpdate
 
 _ROUNDING = 1e-3  # of float32 sums over a node's users
-_IMPOSSIBLE = 40.0  # nats: an honest node has such a round once in 10^17
+IMPOSSIBLE = 40.0  # nats: an honest node has such a round once in 10^17
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _check_counts(update: LocalUpdate, node: NodeReport, settings: Settings, mix
     """Participants, then the targets they can have, then the weight that follows from both."""
     people, most = update.participants, node.interactions
     _require("participants", people, 0, node.users)
-    if _surprise(people, node.users, settings.fraction_train) > _IMPOSSIBLE:
+    if participation_nats(people, node.users, settings.fraction_train) > IMPOSSIBLE:
         expected = f"about {settings.fraction_train * node.users:.0f} of {node.users} users"
         raise NodeError("implausibly many participants", expected=expected, got=str(people))
     each = settings.targets_per_user if mixes else settings.max_length
@@ -83,18 +84,6 @@ def _require(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # true for NaN, too
         expected = f"{low:g} to {high:g}" if low < high else f"{low:g}"
         raise NodeError(f"unusable {name}", expected=expected, got=str(value))
-
-
-def _surprise(people: int, users: int, fraction: float) -> float:
-    """At least so many nats less likely than certain: that many participants or more.
-
-    Chernoff's bound on Poisson sampling, users times the divergence of the two shares.
-    """
-    share = people / max(1, users)
-    if share <= fraction:
-        return 0.0
-    rest = (1 - share) * math.log((1 - share) / (1 - fraction)) if share < 1 else 0.0
-    return users * (share * math.log(share / fraction) + rest)
 
 
 def reduce_updates(

@@ -1,9 +1,8 @@
 """Checkpoints: safetensors files written whole or not at all, and verified on use."""
 
 import hashlib
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save
 
 from server_app.aggregation.optimizers import ServerOptimizer
 from shared_model.errors import ManifestError
+from shared_model.files import write_whole
 from shared_model.fingerprint import file_sha256
 from shared_model.model.recommender import Arrays
 
@@ -19,28 +19,13 @@ _RESUBMIT = "free disk space or choose another 'home', then submit the same run 
 
 
 def write_atomically(path: Path, content: bytes, todo: str = _RESUBMIT) -> None:
-    """Temporary file, fsync, rename, fsync of the folder: ``path`` is whole or as it was.
+    """Write a file of a run whole, or leave it as it was.
 
     ``ManifestError`` if the disk is full or the folder cannot be written; nothing is left behind.
     ``todo`` is its advice.
     """
-    temporary = path.with_name(path.name + ".tmp")
     with _explained("cannot write an artifact", path, todo):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(path, content)
 
 
 def remove(path: Path) -> None:

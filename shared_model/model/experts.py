@@ -9,9 +9,12 @@ the sum over heads of softmax(logits) @ values, over what the memory holds at a 
 takes the halves apart, since a linear map of L values costs less than one of N outputs.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from shared_model.model.initial import Normal, Starts
 from shared_model.model.matmul import Linear
 
 SHARPNESS = 10.0  # unit vectors have dot products in [-1, 1], far too flat for a softmax
@@ -27,9 +30,11 @@ class VisualExpert(nn.Module):
     each feature in the comparison and the projection of what was found.
     """
 
+    starts: ClassVar[Starts] = {"sharpness": SHARPNESS}
+
     def __init__(self, visual: int) -> None:
         super().__init__()
-        self.sharpness = nn.Parameter(torch.empty(visual))  # starts at SHARPNESS
+        self.sharpness = nn.Parameter(torch.empty(visual))
         self.output = Linear(visual, visual, bias=False)
 
     def logits(self, pictures: Tensor, memory: Tensor) -> Tensor:
@@ -78,6 +83,12 @@ class SemanticExpert(nn.Module):
 
 class Experts(nn.Module):
     """The two experts and the two halves of the content head."""
+
+    # Heads start small: what training never reaches stays in what they say of items it never saw.
+    starts: ClassVar[Starts] = {
+        "visual_head.weight": Normal(scale=0.1),
+        "text_head.weight": Normal(scale=0.1),
+    }
 
     def __init__(self, hidden: int, visual: int, text: int, heads: int) -> None:
         super().__init__()

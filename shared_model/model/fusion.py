@@ -4,9 +4,12 @@ Letters: B users, P positions, N candidates, L remembered items, H heads, D hidd
 experts' dimensions.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from shared_model.model.initial import Starts
 from shared_model.model.matmul import Linear
 from shared_model.model.router import MODALITIES, masked_softmax
 
@@ -22,8 +25,11 @@ class CrossModalFusion(nn.Module):
     itself in memory, and what was chosen once may be chosen again rarely, or gladly (compare the
     repeat mode of Ren et al., "RepeatNet", AAAI 2019). It does not depend on content.
 
-    Its output starts at zero: a stage begins exactly where the last one ended (invariant 2).
+    Its output starts at zero: a stage begins exactly where the last one ended (invariant 2). The
+    layers before it move one step later.
     """
+
+    starts: ClassVar[Starts] = {"output.weight": 0.0, "familiarity": 0.0}
 
     def __init__(self, hidden: int, visual: int, text: int) -> None:
         super().__init__()
@@ -32,54 +38,60 @@ class CrossModalFusion(nn.Module):
         self.key = nn.ModuleDict({m: Linear(n, hidden, bias=False) for m, n in sizes.items()})
         self.value = nn.ModuleDict({m: Linear(n, hidden, bias=False) for m, n in sizes.items()})
         self.output = Linear(hidden, hidden, bias=False)
-        self.familiarity = nn.Parameter(torch.empty(()))  # starts at 0
+        self.familiarity = nn.Parameter(torch.empty(()))
 
-    def project(self, modality: str, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What each remembered item is asked for and says: two of [B, H, L, D].
+    def project(self, modality: str, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value of each remembered item: two of [B, H, L, D].
 
-        ``values`` [B, H, L, dim] of the expert.
+        ``memory`` [B, H, L, dim]: the expert's values of the items.
         """
-        return self.key[modality](values), self.value[modality](values)
+        return self.key[modality](memory), self.value[modality](memory)
 
     def token(
         self,
-        logits: Tensor,
-        keys: Tensor,
-        sayings: Tensor,
-        held: Tensor,
-        unknown: Tensor,
+        attention: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        excluded: Tensor,
         sequence: Tensor,
         vectors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """One modality's token: its match with the state and its say about the candidate.
+        """One modality's token: its logit by the state, and its value by the candidate.
 
-        ``logits`` [B, H, N, L] of the expert, ``keys`` and ``sayings`` [B, H, L, D] as ``project``
-        makes them, ``held`` [B, P, L] bool: what a position remembers, ``unknown`` [B or 1, N, L]
-        bool: what a candidate must not meet there, ``sequence`` [B, P, D], ``vectors``
-        [B or 1, N, D] -> two of [B, P, N].
+        With the expert's attention over the L items that a position may use, summed over heads::
+
+            a = softmax(attention where mask and not excluded)
+            logit = sum_l a_l (query(sequence) . key_l) / sqrt(D)
+            value = sum_l a_l (vectors . output(value_l))
+
+        ``attention`` [B, H, N, L]: the expert's logits; ``key`` and ``value`` [B, H, L, D] as
+        ``project`` makes them; ``mask`` [B, P, L] bool: what a position remembers; ``excluded``
+        [B or 1, N, L] bool: what a candidate must not meet there; ``sequence`` [B, P, D];
+        ``vectors`` [B or 1, N, D] -> two of [B, P, N].
 
         The expert's output never exists: both results are linear in it, and so are averages over
-        memory of numbers that each remembered item has by itself. A memory that holds nothing
-        answers 0.
+        memory of numbers that each remembered item has by itself. Where a position may use
+        nothing, both are 0.
         """
-        strength = (logits - logits.amax(-1, keepdim=True).detach()).clamp(min=_FLOOR).exp()
-        strength = strength.masked_fill(unknown[:, None], 0.0)
-        holds = held[:, None].to(strength.dtype)  # [B, 1, P, L]
-        total = strength @ holds.mT  # [B, H, N, P]
+        odds = (attention - attention.amax(-1, keepdim=True).detach()).clamp(min=_FLOOR).exp()
+        odds = odds.masked_fill(excluded[:, None], 0.0)
+        usable = mask[:, None].to(odds.dtype)  # [B, 1, P, L]
+        total = odds @ usable.mT  # [B, H, N, P]
         total = total + (total == 0).to(total.dtype)
-        asked = self.query(sequence)[:, None] @ keys.mT  # [B, H, P, L]
-        match = strength @ (holds * asked).mT / total  # [B, H, N, P]
+        scores = self.query(sequence)[:, None] @ key.mT  # [B, H, P, L]
+        logit = odds @ (usable * scores).mT / total  # [B, H, N, P]
         wanted = (vectors @ self.output.weight)[:, None]  # [B or 1, 1, N, D]
-        say = (strength * (wanted @ sayings.mT)) @ holds.mT / total
-        return match.sum(1).mT * sequence.shape[-1] ** -0.5, say.sum(1).mT
+        added = (odds * (wanted @ value.mT)) @ usable.mT / total
+        return logit.sum(1).mT * sequence.shape[-1] ** -0.5, added.sum(1).mT
 
-    def forward(self, matches: Tensor, says: Tensor, prior: Tensor, remembered: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, values: Tensor, prior: Tensor, remembered: Tensor) -> Tensor:
         """What the fused state, and being remembered itself, add to the scores: [B, P, N].
 
-        ``matches`` and ``says`` [B, P, N, 2] of the tokens, ``prior`` [B or 1, N, 2]; a modality
-        whose prior is 0 has no say. ``remembered`` [B, P, N] bool: the candidate is in memory.
+        ``logits`` and ``values`` [B, P, N, 2] of the tokens, ``prior`` [B or 1, N, 2]; a modality
+        whose prior is 0 adds nothing. ``remembered`` [B, P, N] bool: the candidate is in memory.
         """
         prior = prior[:, None]
-        logits = matches + prior.clamp(min=1e-9).log()
+        logits = logits + prior.clamp(min=1e-9).log()
         weights = masked_softmax(logits, (prior > 0).expand_as(logits))
-        return (weights * says).sum(-1) + _FAMILIARITY_SCALE * self.familiarity * remembered
+        return (weights * values).sum(-1) + _FAMILIARITY_SCALE * self.familiarity * remembered

@@ -5,6 +5,7 @@ dimensions. Batched over candidates: no loop over N.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from shared_model.model.dropout import Dropout
 from shared_model.model.experts import Experts
 from shared_model.model.fusion import CrossModalFusion
+from shared_model.model.initial import Starts
 from shared_model.model.router import ItemCentricRouter, uniform_weights
 from shared_model.model.unique_items import distinct
 
@@ -58,6 +60,8 @@ class Mixture(nn.Module):
     modalities that an item has count the same.
     """
 
+    starts: ClassVar[Starts] = {"gate": 1.0}  # unless the run says otherwise
+
     def __init__(self, hidden: int, visual: int, text: int, heads: int, routed: bool) -> None:
         super().__init__()
         self.experts = Experts(hidden, visual, text, heads)
@@ -84,7 +88,7 @@ class Mixture(nn.Module):
         visual, text = _thinned(items.visual, dropout), _thinned(items.text, dropout)
         content = self.experts.content(visual, text, weights)
         vectors = torch.where(items.cold[..., None], content, items.ids)  # [B or 1, N, D]
-        aux = self._say(sequence, items, vectors, weights, memories)
+        aux = self._aux(sequence, items, vectors, weights, memories)
         # Shared candidates are one matrix product, as in Stage 1: the same numbers to the bit.
         base = sequence @ (vectors[0].mT if len(vectors) == 1 else vectors.mT)
         return Scores(base + self.gate * aux, vectors, content, weights)
@@ -96,8 +100,8 @@ class Mixture(nn.Module):
         weights = self.router(once.take(items.visual), once.take(items.text))  # [1, U, 2]
         return once.spread(weights)
 
-    def _remember(self, memories: Memories) -> "Remembered":
-        """What the experts and the fusion make of each remembered item by itself.
+    def _project(self, memories: Memories) -> "ProjectedMemory":
+        """Keys and values of the remembered items, in the experts and in the fusion.
 
         Linear maps of remembered items are half of a local step, and users remember the same items:
         each is mapped once a batch.
@@ -105,14 +109,14 @@ class Mixture(nn.Module):
         once = distinct(memories.names)
         visual, text = once.take(memories.visual), once.take(memories.text)
         experts, project = self.experts, self.fusion.project
-        maps = Remembered(
+        projected = ProjectedMemory(
             experts.text.keys(text),
             *project("visual", experts.visual.values(visual)),
             *project("text", experts.text.values(text)),
         )
-        return Remembered(*(once.spread(value) for value in vars(maps).values()))
+        return ProjectedMemory(*(once.spread(value) for value in vars(projected).values()))
 
-    def _say(
+    def _aux(
         self,
         sequence: Tensor,
         items: Candidates,
@@ -121,34 +125,34 @@ class Mixture(nn.Module):
         memories: Memories,
     ) -> Tensor:
         """``aux . item`` of every candidate: [B, P, N]."""
-        experts, memory, maps = self.experts, memories, self._remember(memories)
+        experts, memory, projected = self.experts, memories, self._project(memories)
         itself = items.names[..., None] == memory.names[:, None]  # [B, N, L]
         visual = experts.visual.logits(items.visual, memory.visual)
-        text = experts.text.logits(vectors, maps.text_keys)
+        text = experts.text.logits(vectors, projected.expert_key)
         halves = (
-            (visual, maps.visual_asked, maps.visual_said, memory.visual),
-            (text, maps.text_asked, maps.text_said, memory.text),
+            (visual, projected.visual_key, projected.visual_value, memory.visual),
+            (text, projected.text_key, projected.text_value, memory.text),
         )
         tokens = []
-        for logits, asked, said, features in halves:
-            held = memory.held & features.any(-1)[:, None]
-            tokens.append(self.fusion.token(logits, asked, said, held, itself, sequence, vectors))
-        matches, says = (torch.stack(parts, -1) for parts in zip(*tokens, strict=True))
+        for attention, key, value, features in halves:
+            mask = memory.held & features.any(-1)[:, None]
+            tokens.append(self.fusion.token(attention, key, value, mask, itself, sequence, vectors))
+        logits, values = (torch.stack(parts, -1) for parts in zip(*tokens, strict=True))
         holds = memory.held.to(sequence.dtype) @ itself.to(sequence.dtype).mT  # [B, P, N]
         remembered = (holds > 0) & ~items.cold[:, None]
-        aux: Tensor = self.fusion(matches, says, weights, remembered)
+        aux: Tensor = self.fusion(logits, values, weights, remembered)
         return aux
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """What each remembered item is by itself, whatever the candidate and the position."""
+class ProjectedMemory:
+    """Linear maps of each remembered item, whatever the candidate and the position."""
 
-    text_keys: Tensor  # [B, H, L, S/H]
-    visual_asked: Tensor  # [B, 1, L, D]
-    visual_said: Tensor  # [B, 1, L, D]
-    text_asked: Tensor  # [B, H, L, D]
-    text_said: Tensor  # [B, H, L, D]
+    expert_key: Tensor  # [B, H, L, S/H], the semantic expert's; the others are the fusion's
+    visual_key: Tensor  # [B, 1, L, D]
+    visual_value: Tensor  # [B, 1, L, D]
+    text_key: Tensor  # [B, H, L, D]
+    text_value: Tensor  # [B, H, L, D]
 
 
 def _thinned(features: Tensor, dropout: Dropout | None) -> Tensor:

@@ -1,31 +1,20 @@
 """The model: an item table and a SASRec backbone, split into parameter groups by name."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from shared_model.errors import ModelError
 from shared_model.model.dropout import Dropout
-from shared_model.model.experts import SHARPNESS
+from shared_model.model.initial import Normal, Starts, initialise
 from shared_model.model.mixture import Mixture
-from shared_model.model.sasrec import PAD, SASRec
-from shared_model.seeds import stable_hash
+from shared_model.model.sasrec import EMBEDDING_STD, PAD, SASRec
 from shared_model.stages import STAGES, Stage, names_of
 
 Arrays = dict[str, Tensor]
-
-_EMBEDDING_STD = 0.07
-# Heads start small: what training never reaches stays in what they say of items it never saw.
-_SMALL = ("mixture.experts.visual_head.weight", "mixture.experts.text_head.weight")
-# A stage starts where the last one ended (invariant 2); the layers before them move one step later.
-_ZERO = (
-    "mixture.fusion.output.weight",
-    "mixture.fusion.familiarity",
-    "mixture.router.weigh.weight",
-)
 
 
 @dataclass(frozen=True)
@@ -46,6 +35,8 @@ class Recommender(nn.Module):
 
     Only what the stage's forward pass uses is there; ``mixture`` is ``None`` in Stage 1.
     """
+
+    starts: ClassVar[Starts] = {"item_embedding.weight": Normal(EMBEDDING_STD)}
 
     def __init__(self, shape: ModelShape, stage: Stage) -> None:
         super().__init__()
@@ -90,36 +81,11 @@ def build(
     # Not on "meta": to fill tensors there, torch imports its compiler, 4 s of every message.
     with torch.random.fork_rng(devices=[]):  # torch's own values, which are replaced below
         model = Recommender(shape, stage).to(device)
-    for name, parameter in model.named_parameters():
-        _initialise(name, parameter, seed)
+    initialise(model, seed)
+    model.item_embedding.weight.data[PAD] = 0.0
     if model.mixture is not None:
         model.mixture.gate.data.fill_(gate)
     return model
-
-
-@torch.no_grad()
-def _initialise(name: str, parameter: Tensor, seed: int) -> None:
-    """Norm scales are one, biases and padding zero, tables a small normal, matrices Glorot's."""
-    if name.endswith("bias") or name in _ZERO:
-        parameter.zero_()
-    elif name.endswith("norm.weight") or name == "mixture.gate":
-        parameter.fill_(1.0)
-    elif name == "mixture.experts.visual.sharpness":
-        parameter.fill_(SHARPNESS)
-    else:
-        generator = torch.Generator().manual_seed(stable_hash(seed, "init", name) >> 1)
-        tables = ("item_embedding.weight", "backbone.positions")
-        std = _EMBEDDING_STD if name in tables else _glorot_std(*parameter.shape)
-        std *= 0.1 if name in _SMALL else 1.0
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
-    if name == "item_embedding.weight":
-        parameter[PAD] = 0.0
-
-
-def _glorot_std(outputs: int, inputs: int) -> float:
-    """Glorot and Bengio (AISTATS 2010), eq. 16. Query, key and value count as matrices apart."""
-    parts = outputs // inputs if outputs == 3 * inputs else 1
-    return math.sqrt(2 / (outputs / parts + inputs))
 
 
 def read_groups(model: nn.Module, groups: Iterable[str]) -> Arrays:

@@ -4,10 +4,13 @@ It weighs experts against each other only; it never competes with SASRec, whose 
 the residual path. Letters: N candidates, V and S feature dimensions.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared_model.model.initial import Starts
 from shared_model.model.matmul import Linear
 
 MODALITIES = ("visual", "text")
@@ -19,6 +22,8 @@ class ItemCentricRouter(nn.Module):
     The last layer starts at zero, so that both modalities start equal (invariant 2); the first one
     gets its gradient as soon as the last has moved.
     """
+
+    starts: ClassVar[Starts] = {"weigh.weight": 0.0}
 
     def __init__(self, visual: int, text: int, hidden: int) -> None:
         super().__init__()

@@ -4,14 +4,18 @@ Pre-norm blocks. Letters: B rows, T positions, D hidden size, H heads. Left padd
 interaction always stands at the last position, so a narrower batch means the same thing.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from shared_model.model.dropout import Dropout
+from shared_model.model.initial import Normal, Starts
 from shared_model.model.matmul import Linear
 
 PAD = 0
+EMBEDDING_STD = 0.07  # of the tables of items and positions at first
 
 
 class Attention(nn.Module):
@@ -70,6 +74,8 @@ class Block(nn.Module):
 
 class SASRec(nn.Module):
     """The backbone: everything of SASRec but the item table."""
+
+    starts: ClassVar[Starts] = {"positions": Normal(EMBEDDING_STD)}
 
     def __init__(self, hidden: int, heads: int, blocks: int, max_length: int) -> None:
         super().__init__()

@@ -8,9 +8,7 @@ that it repeats tells nothing new.
 import hashlib
 import hmac
 import json
-import os
 import secrets
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from shared_model.errors import ConfigError
+from shared_model.files import write_whole
 from shared_model.model.sasrec import PAD
 
 _BYTES = 32
@@ -59,20 +58,10 @@ def keep_secret(path: Path) -> bytes:
 
 def write_secret(path: Path, secret: bytes) -> bytes:
     """Put a secret into a file that its owner alone can read, in place of the one there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # of a process that was killed: its mode may be another
-        with os.fdopen(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
-        ) as file:
-            file.write(secret.hex())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, secret.hex().encode(), mode=0o600, rivals=True)
     except OSError as error:
-        with suppress(OSError):  # no half of a secret stays behind on a full disk
-            temporary.unlink()
         raise ConfigError("cannot keep a noise secret", where=str(path), got=str(error)) from error
     return secret
 

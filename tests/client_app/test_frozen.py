@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -126,12 +127,12 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
 def test_a_disk_that_fills_up_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:100])
+    def full(opened: int, _: str) -> BinaryIO:
+        os.write(opened, b"as much as there is room for")
+        os.close(opened)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fdopen", full)
     with pytest.raises(NodeError, match="No space left") as raised:
         keep_frozen(tmp_path, SHA256, ARRAYS)
     assert_one_clear_line(raised.value, tmp_path)

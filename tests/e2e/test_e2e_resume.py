@@ -26,22 +26,24 @@ from tests.support.staged import SETTINGS, write_mixed
 POINTS, SEED = 5, 20
 
 # Runs the stages in one process after the other, which are forked since imports take seconds. Each
-# kills itself at its n-th call of, or in, a function of server_app: between a flush and its fsync,
-# say. The first run is undisturbed and tells how many calls there are; so is the last.
+# kills itself at its n-th call of, or in, a function of server_app or of shared_model/files.py:
+# between a flush and its fsync, say. The first run is undisturbed and tells how many calls there
+# are; so is the last.
 DRIVER = """
 import json, os, signal, sys
 import dp_accounting.pld  # before the forks: it takes seconds, too
 import server_app.privacy.ledger
 from feddmmr.launch.in_process import run_in_process
 server_app.privacy.ledger.draw_secret = lambda: bytes(range(32))  # runs with noise compare
-folder = os.path.join(os.getcwd(), "server_app")
+files = [["server_app"], ["shared_model", "files.py"]]
+files = tuple(os.path.join(os.getcwd(), *parts) for parts in files)
 whole, cut, shares = map(json.loads, sys.argv[1:])
 
 def run(settings, at):
     calls = 0
     def count(frame, event, _):
         nonlocal calls
-        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(folder):
+        if event in ("call", "c_call") and frame.f_code.co_filename.startswith(files):
             calls += 1
             if calls == at:
                 os.kill(os.getpid(), signal.SIGKILL)

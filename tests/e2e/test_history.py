@@ -58,7 +58,6 @@ def report_of(whole: Whole, number: int, arrays: Arrays, split: Any, record: Any
             surprise=config["memory_surprise"],
         )
         memory: MemorySettings = recall.settings(plan)
-        recall.under("these arrays")
         mixing = (memory, recall)
     rows = np.arange(recall.dataset.num_users)
     return dict(evaluate_users(model, recall.dataset, rows, split, 0, mixing).report())
@@ -172,7 +171,7 @@ def test_a_temperature_that_mutes_surprising_samples(whole: Whole) -> None:
             batch = objective.batch(np.arange(objective.dataset.num_users))
             keys = torch.zeros(len(batch.keys), dtype=torch.int64)
             learned = dict(objective.model.named_parameters())
-            losses = objective.of_users(learned, batch.tensors, keys)
+            losses = objective.per_user_losses(learned, batch.tensors, keys)
             experts = [v for n, v in learned.items() if group_of(n) == "experts"]
             rows = [
                 torch.autograd.grad(total, experts, retain_graph=True, materialize_grads=True)

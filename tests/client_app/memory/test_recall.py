@@ -8,6 +8,7 @@ import torch
 
 from client_app.data.content import Content, open_content, side_by_side
 from client_app.data.dataset import Dataset
+from client_app.memory import cache
 from client_app.memory.cache import Bank, Recall, own_banks, shared_bank
 from shared_model.memory.memory import EMPTY, Memory
 from shared_model.model.mixture import Candidates
@@ -139,12 +140,33 @@ def test_what_was_kept_of_a_backbone_changes_no_memory(recall: Recall) -> None:
     }
     assert any((a != b).any() for a, b in zip(fresh[0], fresh[1], strict=True))
     for seed in (0, 1, 0):
-        recall.under(f"backbone {seed}")
-        slots(recall, seed, [5, 3], [8, 22])
-        slots(recall, seed, [5, 1], [30, 12])
+        under = recall.with_backbone(f"backbone {seed}")
+        slots(under, seed, [5, 3], [8, 22])
+        slots(under, seed, [5, 1], [30, 12])
         for _ in range(2):
-            for own, expected in zip(slots(recall, seed, rows, counts), fresh[seed], strict=True):
+            for own, expected in zip(slots(under, seed, rows, counts), fresh[seed], strict=True):
                 assert (own == expected).all()
+
+
+def test_a_call_tells_backbone_and_settings_whatever_was_called_in_between(
+    recall: Recall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of another backbone or of other settings is taken, and what is the same is kept."""
+    rows, counts, longer = [0, 5], [10, 30], dataclasses.replace(SURPRISED, long_term=9)
+    cases = [(seed, plan) for seed in (0, 1) for plan in (SURPRISED, longer)]
+
+    def fresh(seed: int, plan: MixturePlan) -> list[np.ndarray]:
+        return slots(Recall(recall.dataset, recall.content), seed, rows, counts, plan)
+
+    expected = [fresh(*case) for case in cases]
+    views = [recall.with_backbone(str(seed)) for seed in (0, 1)]
+    for place in (0, 1, 2, 3, 1, 3, 0, 2):
+        seed, plan = cases[place]
+        found = slots(views[seed], seed, rows, counts, plan)
+        assert all((a == b).all() for a, b in zip(found, expected[place], strict=True))
+    monkeypatch.setattr(cache, "live", None)  # not called again
+    found = slots(recall.with_backbone("1"), 1, rows, counts)
+    assert all((a == b).all() for a, b in zip(found, expected[2], strict=True))
 
 
 def test_what_came_later_is_not_remembered(recall: Recall) -> None:

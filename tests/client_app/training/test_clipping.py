@@ -61,7 +61,7 @@ def user_by_user(model: Recommender, dataset: Dataset, plan: RoundPlan) -> list[
         optimizer = torch.optim.SGD(learned, lr=plan.learning_rate)
         for step in range(plan.local_steps):
             keys = torch.from_numpy(plan.dropout_keys(batch.keys, step))
-            losses = objective.of_users(dict(own.named_parameters()), batch.tensors, keys)
+            losses = objective.per_user_losses(dict(own.named_parameters()), batch.tensors, keys)
             optimizer.zero_grad()
             losses.total.sum().backward()
             optimizer.step()

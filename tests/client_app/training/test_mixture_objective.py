@@ -146,7 +146,9 @@ def test_the_loss_of_each_user_is_its_definition(make_dataset: MakeDataset, stag
     objective = objective_of(dataset, stage, mixing=EVERYTHING)
     batch = objective.batch(everyone(dataset))
     keys = torch.from_numpy(objective.plan.dropout_keys(batch.keys, 0))
-    losses = objective.of_users(dict(objective.model.named_parameters()), batch.tensors, keys)
+    losses = objective.per_user_losses(
+        dict(objective.model.named_parameters()), batch.tensors, keys
+    )
     for user in range(dataset.num_users):
         expected = naive_loss(objective, batch, user, keys)
         assert float(losses.total.detach()[user]) == pytest.approx(expected["total"], rel=1e-4)

@@ -65,7 +65,7 @@ def one_user_loop(
         optimizer = torch.optim.SGD(learned, lr=plan.learning_rate)
         for step in range(plan.local_steps):
             keys = torch.from_numpy(plan.dropout_keys(batch.keys, step))
-            losses = objective.of_users(dict(own.named_parameters()), batch.tensors, keys)
+            losses = objective.per_user_losses(dict(own.named_parameters()), batch.tensors, keys)
             nats += float(losses.nats.sum()) * (step == 0)
             optimizer.zero_grad()
             losses.total.sum().backward()

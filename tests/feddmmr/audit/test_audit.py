@@ -26,7 +26,8 @@ from feddmmr.audit.run import AuditedRun, open_run
 from feddmmr.audit.scores import auc, chance_deviation, precision_at, true_positives
 from feddmmr.audit.updates import Attacker
 from feddmmr.launch.in_process import run_in_process
-from server_app.aggregation.aggregate import _IMPOSSIBLE, _surprise
+from server_app.aggregation.aggregate import IMPOSSIBLE
+from server_app.aggregation.chernoff import participation_nats
 from server_app.record.manifest import open_manifest
 from shared_model.fingerprint import arrays_sha256
 from shared_model.model.dropout import Dropout
@@ -282,8 +283,8 @@ def test_crafted_answers_are_not_noticed(run: AuditedRun) -> None:
     for users, fraction in ((2, 0.1), (10, 0.1), (60, 0.1), (300, 0.1), (3, 1.0)):
         people = unnoticed(users, fraction)
         assert 1 <= people <= users
-        assert _surprise(people, users, fraction) < _IMPOSSIBLE
-        assert people == users or _surprise(people + 2, users, fraction) > 0.7 * _IMPOSSIBLE
+        assert participation_nats(people, users, fraction) < IMPOSSIBLE
+        assert people == users or participation_nats(people + 2, users, fraction) > 0.7 * IMPOSSIBLE
     keys = overrides(run.settings, Privacy(1.0, 1.0))["clipping"]
     log = run.work / "log.txt"
     before = len(log.read_text()) if log.exists() else 0  # other tests train under this run, too

@@ -28,14 +28,14 @@ def randomised() -> CrossModalFusion:
 
 
 def halves(dim: int, rows: int = B) -> dict[str, Tensor]:
-    """Logits and values of an expert, what is held, states and candidates; one memory is empty."""
-    held = torch.rand(B, P, L) > 0.4
-    held[0, 0], held[1, 1] = False, torch.arange(L) == 3
+    """Logits and values of an expert, masks, states and candidates; one memory is empty."""
+    mask = torch.rand(B, P, L) > 0.4
+    mask[0, 0], mask[1, 1] = False, torch.arange(L) == 3
     return {
-        "logits": 3 * torch.randn(B, HEADS, N, L).double(),
+        "attention": 3 * torch.randn(B, HEADS, N, L).double(),
         "values": torch.randn(B, HEADS, L, dim).double(),
-        "held": held,
-        "unknown": torch.rand(rows, N, L) > 0.8,
+        "mask": mask,
+        "excluded": torch.rand(rows, N, L) > 0.8,
         "sequence": torch.randn(B, P, D).double(),
         "vectors": torch.randn(rows, N, D).double(),
     }
@@ -45,9 +45,9 @@ def token(
     fusion: CrossModalFusion, modality: str, given: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """A token from an expert's values."""
-    keys, sayings = fusion.project(modality, given["values"])
+    key, value = fusion.project(modality, given["values"])
     others = {name: value for name, value in given.items() if name != "values"}
-    return fusion.token(keys=keys, sayings=sayings, **others)
+    return fusion.token(key=key, value=value, **others)
 
 
 @MODALITY
@@ -55,32 +55,32 @@ def token(
 def test_a_token_equals_a_loop_over_what_is_held(modality: str, rows: int) -> None:
     """The expert's output for a position, made here, meets key and value only afterwards."""
     fusion, given = randomised(), halves(DIMS[modality], rows)
-    match, say = token(fusion, modality, given)
-    assert match.shape == say.shape == (B, P, N)
+    logit, value = token(fusion, modality, given)
+    assert logit.shape == value.shape == (B, P, N)
     for b in range(B):
         for p in range(P):
             for n in range(N):
-                known = given["held"][b, p] & ~given["unknown"][b % rows, n]
+                known = given["mask"][b, p] & ~given["excluded"][b % rows, n]
                 slots = known.nonzero().flatten()
                 found = torch.zeros(DIMS[modality]).double()
                 for head in range(HEADS):
-                    weights = given["logits"][b, head, n, slots].softmax(0)
+                    weights = given["attention"][b, head, n, slots].softmax(0)
                     found = found + weights @ given["values"][b, head, slots]
                 query = fusion.query(given["sequence"][b, p])
                 expected = query @ fusion.key[modality](found) / D**0.5
-                torch.testing.assert_close(match[b, p, n], expected, atol=1e-10, rtol=1e-9)
+                torch.testing.assert_close(logit[b, p, n], expected, atol=1e-10, rtol=1e-9)
                 aux = fusion.output(fusion.value[modality](found))
                 expected = aux @ given["vectors"][b % rows, n]
-                torch.testing.assert_close(say[b, p, n], expected, atol=1e-10, rtol=1e-9)
-    assert not match[0, 0].any()
-    assert not say[0, 0].any()
+                torch.testing.assert_close(value[b, p, n], expected, atol=1e-10, rtol=1e-9)
+    assert not logit[0, 0].any()
+    assert not value[0, 0].any()
 
 
 def test_what_is_not_held_has_no_influence() -> None:
     fusion, given = randomised(), halves(V)
-    given["held"][:, :, 5] = False
+    given["mask"][:, :, 5] = False
     before = token(fusion, "visual", given)
-    given["logits"][..., 5] += 3.0
+    given["attention"][..., 5] += 3.0
     given["values"][:, :, 5] = 1e3
     for new, old in zip(token(fusion, "visual", given), before, strict=True):
         torch.testing.assert_close(new, old, atol=1e-10, rtol=1e-9)
@@ -91,18 +91,18 @@ def test_extreme_logits_have_finite_answers_and_gradients(spread: float) -> None
     """In float32: also where a position holds nothing near the bank's best match."""
     fusion, given = randomised().float(), halves(V)
     given = {k: v if v.dtype == torch.bool else v.float() for k, v in given.items()}
-    given["logits"][..., 0] = spread
-    given["held"][..., 0] = False
-    given["held"][2, 1] = torch.arange(L) == 0
-    leaves = [given[k].requires_grad_() for k in ("logits", "values", "sequence", "vectors")]
-    match, say = token(fusion, "visual", given)
-    (match.square().sum() + say.square().sum()).backward()
-    for tensor in (match, say, *(leaf.grad for leaf in leaves)):
+    given["attention"][..., 0] = spread
+    given["mask"][..., 0] = False
+    given["mask"][2, 1] = torch.arange(L) == 0
+    leaves = [given[k].requires_grad_() for k in ("attention", "values", "sequence", "vectors")]
+    logit, value = token(fusion, "visual", given)
+    (logit.square().sum() + value.square().sum()).backward()
+    for tensor in (logit, value, *(leaf.grad for leaf in leaves)):
         assert tensor is not None
         assert torch.isfinite(tensor).all()
     if spread < 60:  # the largest difference that is told apart
         exact = halves_of(given, slice(1, None))
-        for new, old in zip(token(fusion, "visual", exact), (match, say), strict=True):
+        for new, old in zip(token(fusion, "visual", exact), (logit, value), strict=True):
             torch.testing.assert_close(new[:2], old[:2], atol=1e-4, rtol=1e-4)
 
 
@@ -111,53 +111,53 @@ def test_what_is_held_has_all_the_weight_however_far_from_the_best(spread: float
     """Where all remembered values are one, any weights that sum to one find just that."""
     fusion, given = randomised().float(), halves(V)
     given = {k: v if v.dtype == torch.bool else v.float() for k, v in given.items()}
-    given["held"] = torch.rand(B, P, L) > 0.2
-    given["held"][..., 0], given["held"][..., 1] = False, True
-    given["unknown"][..., 1] = False
+    given["mask"] = torch.rand(B, P, L) > 0.2
+    given["mask"][..., 0], given["mask"][..., 1] = False, True
+    given["excluded"][..., 1] = False
     given["values"] = given["values"][:, :, :1].expand(-1, -1, L, -1)
     before = token(fusion, "visual", given)
-    given["logits"][..., 0] = spread
+    given["attention"][..., 0] = spread
     for new, old in zip(token(fusion, "visual", given), before, strict=True):
         torch.testing.assert_close(new, old, atol=1e-4, rtol=1e-4)
 
 
 def halves_of(given: dict[str, Tensor], slots: slice) -> dict[str, Tensor]:
     """The same with a part of the bank."""
-    kept = {name: given[name][..., slots] for name in ("logits", "held", "unknown")}
+    kept = {name: given[name][..., slots] for name in ("attention", "mask", "excluded")}
     return given | kept | {"values": given["values"][:, :, slots]}
 
 
 @pytest.mark.parametrize("rows", [1, B])
 def test_tokens_compete_by_match_and_prior(rows: int) -> None:
     fusion = randomised()
-    matches, says = torch.randn(2, B, P, N, 2).double()
+    logits, values = torch.randn(2, B, P, N, 2).double()
     prior = torch.rand(rows, N, 2).double()
     prior = prior / prior.sum(-1, keepdim=True)
     prior[:, 0], prior[:, 1] = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
     prior[:, 2] = 0
     remembered = torch.rand(B, P, N) > 0.5
-    said = fusion(matches, says, prior, remembered)
+    said = fusion(logits, values, prior, remembered)
     familiar = FAMILIARITY_SCALE * fusion.familiarity * remembered
     assert familiar.any()
     said = said - familiar
     for b in range(B):
         for p in range(P):
             for n in range(N):
-                odds = prior[b % rows, n] * matches[b, p, n].exp()
+                odds = prior[b % rows, n] * logits[b, p, n].exp()
                 total = odds.sum()
-                expected = (odds * says[b, p, n]).sum() / total if total > 0 else total
+                expected = (odds * values[b, p, n]).sum() / total if total > 0 else total
                 torch.testing.assert_close(said[b, p, n], expected)
-    torch.testing.assert_close(said[:, :, 0], says[:, :, 0, 1])
-    torch.testing.assert_close(said[:, :, 1], says[:, :, 1, 0])
+    torch.testing.assert_close(said[:, :, 0], values[:, :, 0, 1])
+    torch.testing.assert_close(said[:, :, 1], values[:, :, 1, 0])
     assert said[:, :, 2].abs().max() < 1e-12
 
 
 def test_a_missing_modality_sends_nothing_back() -> None:
     fusion = randomised()
-    matches, says = (torch.randn(B, P, N, 2).double().requires_grad_() for _ in range(2))
+    logits, values = (torch.randn(B, P, N, 2).double().requires_grad_() for _ in range(2))
     prior = torch.tensor([0.0, 1.0]).double().expand(1, N, 2)
-    fusion(matches, says, prior, torch.zeros(B, P, N) > 0).square().sum().backward()
-    for tensor in (matches, says):
+    fusion(logits, values, prior, torch.zeros(B, P, N) > 0).square().sum().backward()
+    for tensor in (logits, values):
         assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
         assert not tensor.grad[..., 0].any()
@@ -168,6 +168,6 @@ def test_a_missing_modality_sends_nothing_back() -> None:
 def test_it_starts_at_exactly_zero(modality: str, stage: int) -> None:
     shape = ModelShape(num_items=4, hidden=D, heads=HEADS, blocks=1, max_length=4, visual=V, text=S)
     fusion = build(shape, 0, stage=STAGES[stage]).mix().fusion.double()
-    match, say = token(fusion, modality, halves(DIMS[modality]))
-    assert not say.any()
-    assert match.abs().max() > 0.01
+    logit, value = token(fusion, modality, halves(DIMS[modality]))
+    assert not value.any()
+    assert logit.abs().max() > 0.01
