@@ -75,7 +75,7 @@ def test_the_page_shows_every_plot(browser: str, page: Path, tmp_path: Path, wid
     bare.write_text(re.sub(r'<img src="[^"]*"', "<img ", page.read_text()))
     without = picture(browser, bare, tmp_path, width, 6000)
     for color in (RED, ORANGE, BLUE):
-        assert near(shown, color) > near(without, color) + 60
+        assert near(shown, color) > near(without, color) + 40
     rows = (np.abs(shown - 255).max((1, 2)) > 24).nonzero()[0]
     plots = (shown.max(-1) - shown.min(-1) > 60).any(1).nonzero()[0]
     assert plots[-1] - plots[0] > 1200  # pixels from the first to the last colour
