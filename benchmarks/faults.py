@@ -14,6 +14,7 @@ import contextlib
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Bench:
     start: int
     bad: int
 
-    def run(self, fault: Fault) -> tuple[Record, FaultyGrid]:
+    def run(self, fault: Fault) -> tuple[Mapping[str, Any], FaultyGrid]:
         """One run: the manifest's document, or what stopped it, and the grid it ran on."""
         config = self.config | {"run": "".join(c if c.isalnum() else "-" for c in fault.name)}
         grid = FaultyGrid(self._node_configs(self.nodes), config, fault, self.bad, self.start)
@@ -102,7 +103,7 @@ class Bench:
         return [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
 
 
-def _told(document: Record, node: str) -> Record:
+def _told(document: Mapping[str, Any], node: str) -> Record:
     """What the manifest says of a node: the rounds it was dropped or clipped in, and in words."""
     if "stopped" in document:
         return {"ours": f"stops: {document['stopped']}", "dropped": {}, "clipped": {}}

@@ -24,6 +24,7 @@ from feddmmr.launch.command import by_stage, checked, merge, own_app
 from feddmmr.launch.in_process import InProcessGrid
 from server_app.app import federate
 from server_app.record.manifest import Record
+from server_app.record.schema import ManifestDocument
 from shared_model.errors import DataError, FedDMMRError
 from shared_model.model.recommender import Arrays
 from shared_model.protocol import messages
@@ -55,15 +56,14 @@ class KeepingGrid(InProcessGrid):
         return super().push_messages(requests)
 
 
-def train(configs: list[Config]) -> tuple[Record, dict[str, RecordDict]]:
+def train(configs: list[Config]) -> tuple[ManifestDocument, dict[str, RecordDict]]:
     """Run the stages: the manifest's document, and each stage's last training request."""
-    document: Record = {}
-    requests = {}
+    documents, requests = [], {}
     for config in configs:
         grid = KeepingGrid(_ONE_NODE, config)
-        document = federate(grid, parse_settings(config))
+        documents.append(federate(grid, parse_settings(config)))
         requests[str(config["stage"])] = grid.kept
-    return document, requests
+    return documents[-1], requests
 
 
 def disagreement(config: Config, request: RecordDict) -> float:
@@ -87,7 +87,7 @@ def _answer(config: Config, request: RecordDict) -> Arrays:
     return messages.read_update(messages.check_reply(reply)).arrays
 
 
-def bars(document: Record, disagreements: dict[str, float]) -> list[Record]:
+def bars(document: ManifestDocument, disagreements: dict[str, float]) -> list[Record]:
     """Each bar with what it asks for and what was found."""
     first, last = (document["stages"][number]["test"]["all"] for number in ("1", "3"))
     found = [_bar("training seconds", _seconds(document), TRAINING_SECONDS, False)]
@@ -106,7 +106,7 @@ def _bar(what: str, found: float, bar: float, at_least: bool = True) -> Record:
     return {"what": what, "found": found, "bar": bar, "at_least": at_least, "reached": reached}
 
 
-def _seconds(document: Record) -> float:
+def _seconds(document: ManifestDocument) -> float:
     """Of all rounds of all stages, with their validations and saves; without the test."""
     stages = document["stages"].values()
     return float(sum(entry["seconds"] for stage in stages for entry in stage["rounds"]))

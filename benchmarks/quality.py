@@ -26,6 +26,7 @@ from feddmmr.launch.command import checked, merge, own_app
 from feddmmr.launch.in_process import run_in_process
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.manifest import Record, open_manifest
+from server_app.record.schema import ManifestDocument
 from shared_model.errors import ConfigError, DataError, FedDMMRError, ManifestError
 from shared_model.protocol.config import key_of
 
@@ -46,9 +47,9 @@ class Bench:
         """Where a row's run, log and caches lie."""
         return self.work / f"seed-{seed}" / row.replace(" ", "-")
 
-    def run_row(self, row: Row, seed: int) -> tuple[Record, list[Record]]:
+    def run_row(self, row: Row, seed: int) -> tuple[ManifestDocument, list[Record]]:
         """Train what the row lacks: its manifest's document, and an entry for each stage."""
-        home, document = self.home(row.name, seed), {}
+        home, documents = self.home(row.name, seed), []
         home.mkdir(parents=True, exist_ok=True)
         data = squeezed_dataset(self.dataset, self.work) if row.squeezed else self.dataset.folder
         where = {"home": str(home), "run": RUN, "dataset": str(data), "seed": seed}
@@ -57,15 +58,16 @@ class Bench:
                 _share_run(self.home(BACKBONE, seed), home)
             for stage, changes in row.stages.items():
                 config = {**self.config, **where, "stage": stage, **changes}
-                document = _run_stage(home, checked(own_app(), config))
-        return document, [_entry(row, seed, stage, document, home) for stage in row.stages]
+                documents.append(_run_stage(home, checked(own_app(), config)))
+        last = documents[-1]
+        return last, [_entry(row, seed, stage, last, home) for stage in row.stages]
 
 
-def _run_stage(home: Path, settings: dict[str, Any]) -> Record:
+def _run_stage(home: Path, settings: dict[str, Any]) -> ManifestDocument:
     """The manifest's document with this stage complete, trained only if it is not yet."""
     with open_manifest(home, RUN) as manifest:
-        record = manifest.stage(settings["stage"]) or {"config": {}}
-        old = record["config"]
+        record = manifest.stage(settings["stage"])
+        old = record["config"] if record else {}
         changed = [key for key in sorted(old) if old[key] != settings.get(key)]
         if changed:
             raise ManifestError(
@@ -88,7 +90,8 @@ def _share_run(source: Path, home: Path) -> None:
         shutil.copytree(source / "runs" / RUN, temporary, dirs_exist_ok=True)
         publish(temporary, target)
     with open_manifest(source, RUN) as shared, open_manifest(home, RUN) as own:
-        if (shared.stage(1) or {}).get("sha256") != (own.stage(1) or {}).get("sha256"):
+        first, second = shared.stage(1), own.stage(1)
+        if (first and first["sha256"]) != (second and second["sha256"]):
             raise ManifestError(
                 "this row went on from another Stage 1",
                 where=str(own.path),
@@ -96,7 +99,7 @@ def _share_run(source: Path, home: Path) -> None:
             )
 
 
-def _entry(row: Row, seed: int, stage: int, document: Record, home: Path) -> Record:
+def _entry(row: Row, seed: int, stage: int, document: ManifestDocument, home: Path) -> Record:
     """What the JSON says about one stage of a row; the gate and the router's weights by round."""
     record = document["stages"][str(stage)]
     folder = home / "runs" / RUN

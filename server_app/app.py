@@ -1,7 +1,9 @@
 """The ServerApp: read the config, meet the nodes, run the stages in order, print the result."""
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from flwr.app import Context
@@ -20,7 +22,8 @@ from server_app.privacy.ledger import (
 from server_app.privacy.mechanism import noising_of
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint
-from server_app.record.manifest import Manifest, Record, open_manifest
+from server_app.record.manifest import Manifest, open_manifest
+from server_app.record.schema import AppRecord, Config, ManifestDocument
 from server_app.record.tensorboard import require_writer
 from server_app.rounds.loop import StageRun
 from server_app.rounds.strategy import StageStrategy
@@ -47,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
         raise error.with_traceback(None) from None  # Flower prints it twice; the line says it all
 
 
-def federate(grid: Grid, settings: Settings, secret: bytes | None = None) -> Record:
+def federate(grid: Grid, settings: Settings, secret: bytes | None = None) -> ManifestDocument:
     """Run what ``settings`` asks for on the nodes of ``grid``; returns the manifest's document.
 
     With differential privacy, each stage draws a ``secret`` for its noise, unless one is given: for
@@ -145,8 +148,8 @@ def _novelty(
     """The memory's threshold. All nodes are asked once a run: a stage that resumes, or follows on
     one with a memory, has the same data and the same memory."""
     for number in (stage.number, stage.number - 1):
-        known: float | None = (manifest.stage(number) or {}).get("memory_novelty")
-        if known is not None:
+        record = manifest.stage(number)
+        if record and (known := record.get("memory_novelty")) is not None:
             return known
     return novelty_threshold(grid, census, settings)
 
@@ -181,7 +184,7 @@ def _require_features(stages: list[Stage], census: Census, modalities: str) -> N
     mixing = [stage for stage in stages if stage.mixes]
     if not mixing:
         return
-    features = census.features()
+    features: Mapping[str, Any] = census.features()
     kinds = MODALITIES if modalities == "both" else (modalities,)
     coverage = {kind: features[f"{kind}_coverage"] or 0.0 for kind in kinds}
     if census.dims != (0, 0) and not any(coverage.values()):
@@ -202,12 +205,12 @@ def _require_features(stages: list[Stage], census: Census, modalities: str) -> N
         )
 
 
-def _stage_config(settings: Settings) -> Record:
+def _stage_config(settings: Settings) -> Config:
     """What a stage is trained with, for its record: all but what a resumed run may change."""
     return {name: getattr(settings, name) for name in fields_of("run", "mixture", "stage")}
 
 
-def app_record() -> Record:
+def app_record() -> AppRecord:
     """The manifest's ``app``: code, packages and what else may change a run's last bits."""
     packages = {name: version(name) for name in ("flwr", "torch", "numpy", "safetensors")}
     return {

@@ -27,7 +27,7 @@ from feddmmr.audit.run import AuditedRun
 from feddmmr.audit.scores import Bools, Floats
 from feddmmr.audit.updates import Attacker, Score, made_up_users
 from server_app.record.checkpoint import load_checkpoint
-from server_app.record.manifest import Record
+from server_app.record.schema import StageRecord
 from shared_model.model.recommender import Arrays, Recommender, build, load_groups
 from shared_model.protocol.config import Settings
 from shared_model.stages import STAGES
@@ -112,12 +112,14 @@ def content_cases(run: AuditedRun, privacy: Privacy) -> Iterator[tuple[str, Atta
 
 
 def _cases_of(
-    run: AuditedRun, privacy: Privacy, number: int, record: Record
+    run: AuditedRun, privacy: Privacy, number: int, record: StageRecord
 ) -> Iterator[tuple[str, Attacker, Score]]:
     settings = run.settings_of(record)
     own = privacy_of(settings, privacy.clip_norm, privacy.multiplier)
     content = open_content(run.dataset, settings.modalities, settings.device)
-    mixing = settings.mixing("", record["memory_novelty"])
+    novelty = record["memory_novelty"]
+    assert novelty is not None  # noqa: S101 (for the type checker: a stage that mixes has one)
+    mixing = settings.mixing("", novelty)
     names = tuple(_array(name) for name in _SUMS["all maps"])
     before = run.document["stages"][str(number - 1)]
     for when, source in (("first round", before), ("released", record)):

@@ -18,7 +18,7 @@ from server_app.app import app_record, federate
 from server_app.nodes.census import Census
 from server_app.privacy.ledger import made_by
 from server_app.record.checkpoint import load_checkpoint
-from server_app.record.manifest import Record
+from server_app.record.schema import ManifestDocument, StageRecord
 from shared_model.errors import DataError, ManifestError
 from shared_model.fingerprint import canonical, text_sha256
 from shared_model.model.recommender import Arrays, Recommender, build, load_groups
@@ -35,7 +35,7 @@ class Trained:
     """The best checkpoint of a run's Stage 1 and what the manifest says of it."""
 
     arrays: Arrays
-    record: Record
+    record: StageRecord
 
     @property
     def hit_rate(self) -> float:
@@ -54,7 +54,7 @@ class AuditedRun:
     config: Overrides  # the run-config that it was trained with, on the audit's device
     node: Node  # a node that hosts every user
     folder: Path
-    document: Record  # the manifest's
+    document: ManifestDocument  # the manifest's
     released: Trained
 
     @property
@@ -72,7 +72,7 @@ class AuditedRun:
         """Of its catalogue and histories."""
         return str(self.document["dataset"]["sha256"])
 
-    def settings_of(self, record: Record) -> Settings:
+    def settings_of(self, record: StageRecord) -> Settings:
         """The settings of one of the run's stages, on the audit's device."""
         return parse_settings(_recorded(record) | _here(self.config))
 
@@ -148,7 +148,7 @@ def open_run(home: Path, name: str, dataset: Path | None, device: str) -> Audite
     return AuditedRun(name, config, node, folder, document, _trained(folder, document))
 
 
-def _recorded(record: Record) -> Overrides:
+def _recorded(record: StageRecord) -> Overrides:
     """The run-config that a stage was trained with, but for where it ran."""
     recorded = {key_of(field): value for field, value in record["config"].items()}
     return default_config(own_app() / "pyproject.toml") | recorded
@@ -158,7 +158,7 @@ def _here(config: Overrides) -> Overrides:
     return {key: config[key] for key in ("run", "home", "device", "dataset")}
 
 
-def _require_same_data(node: Node, document: Record, folder: Path) -> None:
+def _require_same_data(node: Node, document: ManifestDocument, folder: Path) -> None:
     found = Census({0: node.report()}).dataset()["sha256"]
     if found != document["dataset"]["sha256"]:
         raise ManifestError(
@@ -170,6 +170,6 @@ def _require_same_data(node: Node, document: Record, folder: Path) -> None:
         )
 
 
-def _trained(folder: Path, document: Record) -> Trained:
+def _trained(folder: Path, document: ManifestDocument) -> Trained:
     record = document["stages"][str(STAGE.number)]
     return Trained(load_checkpoint(folder / record["checkpoint"], record["sha256"]), record)

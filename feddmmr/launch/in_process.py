@@ -14,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app as client_app
 from server_app.app import federate
+from server_app.record.schema import ManifestDocument
 from shared_model.protocol.config import Value, default_config, parse_settings
 
 _PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
@@ -85,7 +86,7 @@ class InProcessGrid(Grid):
             return Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
 
 
-def run_in_process(num_supernodes: int, **overrides: Value) -> dict[str, Any]:
+def run_in_process(num_supernodes: int, **overrides: Value) -> ManifestDocument:
     """Run the app on ``num_supernodes`` partitions; returns the manifest's document.
 
     ``overrides`` are run-config keys with ``_`` for ``-``; the rest comes from ``pyproject.toml``.

@@ -127,16 +127,15 @@ class Adviser:
 
     def _memory(self, content: Content, history: Ints) -> Memories:
         """The memory after a history, as the evaluation builds it: of a dataset with one user."""
-        config = self.record["config"]
+        config, novelty = self.record["config"], self.record["memory_novelty"]
+        assert novelty is not None  # noqa: S101 (for the type checker: a stage that mixes has one)
         alone = replace(
             self.dataset,
             indptr=np.array([0, len(history)], dtype=np.int64),
             items=history.astype(np.int32),
         )
         sizes = (config["memory_short_term"], config["memory_long_term"])
-        settings = memory_settings(
-            alone, *sizes, self.record["memory_novelty"], config["memory_surprise"]
-        )
+        settings = memory_settings(alone, *sizes, novelty, config["memory_surprise"])
         rows, positions = np.zeros(1, dtype=np.int64), [np.array([len(history)])]
         memories = Recall(alone, content).memories(self.model, rows, positions, settings)
         return shared_bank(memories).memories(content)

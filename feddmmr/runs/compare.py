@@ -8,6 +8,7 @@ from rich.text import Text
 
 from feddmmr.runs.read import Run, cell, plain, stale, two
 from server_app.record.report import TABLE_GROUPS
+from server_app.record.schema import PARTS
 from shared_model.protocol.metrics import PROTOCOLS
 from shared_model.stages import STAGES
 
@@ -17,7 +18,7 @@ _ABSENT = "-"
 def compared(runs: Sequence[Run], every_group: bool = False) -> list[Any]:
     """A warning if the data differ, the figures, and the settings that differ."""
     parts: list[Any] = []
-    for name in ("dataset", "features"):
+    for name in PARTS:
         different = [r.name for r in runs if r.data[name]["sha256"] != runs[0].data[name]["sha256"]]
         if different:
             others = ", ".join(different)

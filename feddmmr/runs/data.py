@@ -10,7 +10,7 @@ from client_app.node import Node, Placement
 from feddmmr.launch.command import defaults, own_app
 from feddmmr.runs.read import Run
 from server_app.nodes.census import Census
-from server_app.record.manifest import Record
+from server_app.record.schema import DatasetRecord, FeaturesRecord, Part
 from shared_model.errors import DataError
 from shared_model.protocol.config import parse_settings
 
@@ -44,13 +44,13 @@ def require_same(run: Run, dataset: Dataset) -> None:
         )
 
 
-def differences(run: Run, dataset: Dataset) -> list[str]:
+def differences(run: Run, dataset: Dataset) -> list[Part]:
     """Which of "dataset" and "features" are others than the run's, by fingerprint."""
     found = _records(dataset)
     return [name for name in found if found[name]["sha256"] != run.data[name].get("sha256")]
 
 
-def _records(dataset: Dataset) -> dict[str, Record]:
+def _records(dataset: Dataset) -> dict[Part, DatasetRecord | FeaturesRecord]:
     """What a manifest would say of these data, if one node hosted all of them."""
     settings = parse_settings(defaults(own_app()))
     everyone = np.arange(dataset.num_users, dtype=np.int64)

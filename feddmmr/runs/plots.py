@@ -10,8 +10,8 @@ from io import BytesIO
 from typing import Any
 
 from feddmmr.runs.plots_results import BLUE, GREEN, GREY, ORANGE, RED, buckets, cold_items, results
-from feddmmr.runs.read import Run
-from server_app.record.manifest import Record
+from feddmmr.runs.read import Cost, Run
+from server_app.record.schema import MISHAPS, RoundRecord, StageRecord
 from shared_model.errors import ConfigError
 
 Baselines = dict[str, dict[str, dict[str, float]]]
@@ -75,7 +75,7 @@ def _saved(figure: Any, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _entries(run: Run) -> Iterator[tuple[int, Record]]:
+def _entries(run: Run) -> Iterator[tuple[int, RoundRecord]]:
     """Every round with its place in the run: a stage's round 0 stands where the last one ended."""
     start = 0
     for _, record in run.stages:
@@ -84,14 +84,14 @@ def _entries(run: Run) -> Iterator[tuple[int, Record]]:
         start += max((entry["round"] for entry in record["rounds"]), default=0)
 
 
-def _curve(run: Run, read: Callable[[Record], Any]) -> tuple[list[int], list[float]]:
+def _curve(run: Run, read: Callable[[RoundRecord], Any]) -> tuple[list[int], list[float]]:
     """Places and values of what some rounds have."""
     found = [(place, read(entry)) for place, entry in _entries(run)]
     kept = [(place, float(value)) for place, value in found if value is not None]
     return [place for place, _ in kept], [value for _, value in kept]
 
 
-def _line(axes: Any, run: Run, read: Callable[[Record], Any], label: str, color: str) -> bool:
+def _line(axes: Any, run: Run, read: Callable[[RoundRecord], Any], label: str, color: str) -> bool:
     places, values = _curve(run, read)
     if places:
         marker = "." if len(places) < _FEW else ""
@@ -129,7 +129,7 @@ def _validation(run: Run, _: Baselines | None, upper: Any, lower: Any) -> bool:
     for axes, protocol, metric in ((upper, "uniform-100", "hr@10"), (lower, "full", "ndcg@10")):
         for group, color in _GROUPS.items():
 
-            def read(entry: Record, group: str = group, at: Any = (protocol, metric)) -> Any:
+            def read(entry: RoundRecord, group: str = group, at: Any = (protocol, metric)) -> Any:
                 return entry.get("valid", {}).get(group, {}).get(at[0], {}).get(at[1])
 
             shown |= _line(axes, run, read, group, color)
@@ -145,7 +145,7 @@ def _loss(run: Run, _: Baselines | None, axes: Any) -> bool:
     shown = _line(axes, run, lambda entry: entry["loss"], "next item", BLUE)
     for name, color in (("alignment", ORANGE), ("load_balance", GREEN)):
 
-        def read(entry: Record, name: str = name) -> Any:
+        def read(entry: RoundRecord, name: str = name) -> Any:
             return entry.get("losses", {}).get(name)
 
         _line(axes, run, read, name.replace("_", " "), color)
@@ -161,7 +161,7 @@ def _mixture(run: Run, _: Baselines | None, gate: Any, router: Any) -> bool:
     shown = _line(gate, run, lambda entry: entry.get("gate"), "gate", RED)
     for name, color in (("visual", ORANGE), ("text", GREEN)):
 
-        def read(entry: Record, name: str = name) -> Any:
+        def read(entry: RoundRecord, name: str = name) -> Any:
             return entry.get("router", {}).get(name)
 
         _line(router, run, read, name, color)
@@ -178,9 +178,11 @@ def _mixture(run: Run, _: Baselines | None, gate: Any, router: Any) -> bool:
 
 def _traffic(run: Run, _: Baselines | None, size: Any, seconds: Any) -> bool:
     shown = False
-    for name, label, color in (("bytes_down", "down", BLUE), ("bytes_up", "up", ORANGE)):
+    directions: tuple[tuple[Cost, str, str], ...]
+    directions = (("bytes_down", "down", BLUE), ("bytes_up", "up", ORANGE))
+    for name, label, color in directions:
 
-        def read(entry: Record, name: str = name) -> float:
+        def read(entry: RoundRecord, name: Cost = name) -> float:
             return float(entry[name]) / 1e6
 
         shown |= _line(size, run, read, label, color)
@@ -198,7 +200,7 @@ def _traffic(run: Run, _: Baselines | None, size: Any, seconds: Any) -> bool:
 def _dropped(run: Run, _: Baselines | None, axes: Any) -> bool:
     """Nodes that were left out of a round, or scaled down in it."""
     shown = False
-    for name, color, marker in (("dropped", RED, "x"), ("clipped", ORANGE, ".")):
+    for name, color, marker in zip(MISHAPS, (RED, ORANGE), "x.", strict=True):
         found = [(place, d["node"]) for place, e in _entries(run) for d in e.get(name, [])]
         if found:
             places, nodes = zip(*found, strict=True)
@@ -213,7 +215,7 @@ def _dropped(run: Run, _: Baselines | None, axes: Any) -> bool:
     return shown
 
 
-def epsilons(record: Record) -> list[tuple[int, float]]:
+def epsilons(record: StageRecord) -> list[tuple[int, float]]:
     """Rounds at which the ledger was told, and the run's epsilon by then."""
     return [(e["round"], float(e["epsilon"])) for e in record["rounds"] if "epsilon" in e]
 

@@ -4,15 +4,16 @@ import difflib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from feddmmr.launch.command import checked, own_app
-from server_app.record.manifest import Record
 from server_app.record.manifest_file import unsealed
+from server_app.record.schema import ManifestDocument, Split, StageRecord
 from shared_model.errors import ManifestError
 from shared_model.stages import STAGES
 
 _COUNTS = ("users", "items", "interactions", "cold_items")
+Cost = Literal["seconds", "bytes_down", "bytes_up"]  # of a round
 HEADLINE = ("all", "uniform-100")  # group and protocol of the figures that stand for a stage
 
 
@@ -21,7 +22,7 @@ class Run:
     """A run's folder and its manifest's document, whose seal and shape hold."""
 
     folder: Path
-    data: Record
+    data: ManifestDocument
 
     @property
     def name(self) -> str:
@@ -29,7 +30,7 @@ class Run:
         return self.folder.name
 
     @property
-    def stages(self) -> list[tuple[int, Record]]:
+    def stages(self) -> list[tuple[int, StageRecord]]:
         """Number and record of the stages that were begun, in order."""
         return sorted((int(number), record) for number, record in self.data["stages"].items())
 
@@ -67,7 +68,7 @@ def read_run(home: Path, name: str) -> Run:
     return Run(folder, data)
 
 
-def _require_facts(data: Record, path: Path) -> None:
+def _require_facts(data: ManifestDocument, path: Path) -> None:
     """The facts that every tool shows: more than a run needs, so the shape has them not."""
     lost = [f"app/{key}" for key in ("name", "version", "packages") if key not in data["app"]]
     lost += [f"dataset/{key}" for key in _COUNTS if type(data["dataset"].get(key)) is not int]
@@ -100,18 +101,17 @@ def _no_such_run(home: Path, name: str) -> ManifestError:
     return ManifestError("no such run", where=str(home / "runs"), got=ascii(name), todo=todo)
 
 
-def rounds_of(number: int, record: Record) -> int:
+def rounds_of(number: int, record: StageRecord) -> int:
     """How many rounds a stage was to have."""
     return int(record["config"].get("num_rounds") or STAGES[number].default_rounds)
 
 
-def cell(record: Record, split: str, group: str, protocol: str) -> dict[str, float] | None:
+def cell(record: StageRecord, split: Split, group: str, protocol: str) -> dict[str, float] | None:
     """Metrics of a split, or ``None`` where the stage has none."""
-    found: dict[str, float] | None = record[split].get(group, {}).get(protocol)
-    return found
+    return record[split].get(group, {}).get(protocol)
 
 
-def stale(record: Record) -> str:
+def stale(record: StageRecord) -> str:
     """A mark for figures of a stage whose parent was trained again since."""
     return " (stale)" if record["status"] == "stale" else ""
 
@@ -138,9 +138,9 @@ def spoken(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def total(record: Record, name: str) -> float:
+def total(record: StageRecord, name: Cost) -> float:
     """Sum over a stage's rounds of one of their numbers."""
-    return float(sum(entry.get(name) or 0 for entry in record["rounds"]))
+    return float(sum(entry[name] for entry in record["rounds"]))
 
 
 def plain(value: Any) -> str:

@@ -16,6 +16,7 @@ from feddmmr.runs.read import Run, cell, plain, rounds_of, size, spoken, stale, 
 from feddmmr.runs.tables import scalars
 from server_app.record.checkpoint import write_atomically
 from server_app.record.report import TABLE_GROUPS, few_candidates, shortfalls
+from server_app.record.schema import StageRecord
 from shared_model.errors import ConfigError, DataError
 from shared_model.protocol.metrics import PROTOCOLS, SAMPLED
 
@@ -99,7 +100,7 @@ def _embedded(plot: Plot) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(plot.svg).decode()}"
 
 
-def _stage(number: int, record: Any) -> dict[str, Any]:
+def _stage(number: int, record: StageRecord) -> dict[str, Any]:
     """A stage as the page shows it."""
     hidden = cell(record, "test", "all", "uniform-100")
     cold = cell(record, "test", "cold", "uniform-100")
@@ -182,7 +183,7 @@ def _dropped(run: Run) -> list[tuple[int, int, str, str]]:
     return rows
 
 
-def _ledger(record: Any) -> dict[str, Any]:
+def _ledger(record: StageRecord) -> dict[str, Any]:
     """A privacy ledger's scalars, and what was spent in the end."""
     spent = epsilons(record)
     last = {f"epsilon after round {spent[-1][0]}": spent[-1][1]} if spent else {}

@@ -1,6 +1,6 @@
 """Runs as tables for the terminal: all of them, the stages of one, and what was verified."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from feddmmr.runs.read import (
     two,
 )
 from feddmmr.runs.verify import Check
-from server_app.record.manifest import Record
+from server_app.record.schema import StageRecord
 from shared_model.errors import ManifestError
 
 _STYLES = {"complete": "green", "running": "yellow", "failed": "red", "stale": "magenta"}
@@ -58,7 +58,7 @@ def _overview_row(run: Run) -> list[Any]:
     return [f"{data['users']} users, {data['items']} items", stages, run.age, *figures]
 
 
-def _state(number: int, record: Record) -> Text:
+def _state(number: int, record: StageRecord) -> Text:
     """A stage in a word, with its progress where it has not come to its end."""
     status, done = record["status"], record["rounds"][-1]["round"] if record["rounds"] else 0
     progress = "" if status == "complete" else f" {done}/{rounds_of(number, record)}"
@@ -67,7 +67,8 @@ def _state(number: int, record: Record) -> Text:
 
 def facts(run: Run) -> list[str]:
     """Where a run is, what it is made of, and what it promises about privacy."""
-    app, data, features = (run.data[name] for name in ("app", "dataset", "features"))
+    app, data = run.data["app"], run.data["dataset"]
+    features: Mapping[str, Any] = run.data["features"]
     packages = ", ".join(f"{name} {version}" for name, version in app["packages"].items())
     lines = [
         f"run      {run.name}, saved {run.age}, {run.folder}",
@@ -88,7 +89,7 @@ def facts(run: Run) -> list[str]:
     return lines
 
 
-def scalars(ledger: Record) -> dict[str, Any]:
+def scalars(ledger: Mapping[str, Any]) -> dict[str, Any]:
     """A privacy ledger's single values, in its order."""
     return {k: v for k, v in ledger.items() if isinstance(v, bool | int | float | str)}
 

@@ -3,8 +3,10 @@
 The seal and the shape of the manifest are checked when it is read; a run that gets here has both.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -12,12 +14,14 @@ from client_app.data.content import NO_DIM
 from feddmmr.runs.data import data_of
 from feddmmr.runs.read import Run, read_run
 from server_app.record.checkpoint import load_checkpoint
-from server_app.record.manifest import Record
+from server_app.record.manifest import checkpoint_names
+from server_app.record.schema import StageRecord
 from shared_model.errors import FedDMMRError
 from shared_model.fingerprint import app_sha256, file_sha256
 from shared_model.model.recommender import ModelShape, Recommender, build, load_groups
 from shared_model.stages import STAGES
 
+_GROUPS: tuple[Literal["loaded", "trained", "frozen"], ...] = ("loaded", "trained", "frozen")
 _AGAIN = 5  # times that a run is read anew if it was saved meanwhile
 
 
@@ -58,9 +62,10 @@ def verify_run(run: Run, home: Path, folder: Path | None) -> list[Check]:
     return checks
 
 
-def shape_of(run: Run, record: Record) -> ModelShape:
+def shape_of(run: Run, record: StageRecord) -> ModelShape:
     """The shape of a stage's model, from the manifest alone."""
-    config, features = record["config"], run.data["features"]
+    config = record["config"]
+    features: Mapping[str, Any] = run.data["features"]
     dims = [features.get(f"{kind}_dim") or NO_DIM for kind in ("visual", "text")]
     sizes = [config[key] for key in ("hidden_size", "num_heads", "num_blocks", "max_length")]
     return ModelShape(run.data["dataset"]["items"], *sizes, *dims)
@@ -75,10 +80,10 @@ def best_model(run: Run, number: int) -> Recommender:
     return model
 
 
-def _order(run: Run, number: int, record: Record) -> Check:
+def _order(run: Run, number: int, record: StageRecord) -> Check:
     """Whether a stage stands on the one before it, with the table's groups (invariants 3, 4)."""
     what, stage = f"stage {number}, order", STAGES[number]
-    for key in ("loaded", "trained", "frozen"):
+    for key in _GROUPS:
         if record[key] != list(getattr(stage, key)):
             return Check(what, False, f"{key} groups are {', '.join(record[key]) or 'none'}")
     if record["status"] == "stale":
@@ -94,7 +99,7 @@ def _order(run: Run, number: int, record: Record) -> Check:
     return Check(what, same, f"{found} stage {number - 1}'s best round {before['best_round']}")
 
 
-def _files(run: Run, number: int, record: Record) -> list[Check]:
+def _files(run: Run, number: int, record: StageRecord) -> list[Check]:
     """The best checkpoint and, of a stage that goes on, the last one."""
     checks = []
     if record["checkpoint"]:
@@ -102,13 +107,14 @@ def _files(run: Run, number: int, record: Record) -> list[Check]:
         checks.append(_best(run, number, record, what))
     elif record["status"] == "complete":
         checks.append(Check(f"stage {number}, best round", False, "complete without a checkpoint"))
-    if last := record["last"]:
+    last = record["last"]
+    if "file" in last:
         what = f"stage {number}, last of round {last['round']}"
         checks.append(_hash(run.folder / last["file"], last["sha256"], what))
     return checks
 
 
-def _best(run: Run, number: int, record: Record, what: str) -> Check:
+def _best(run: Run, number: int, record: StageRecord, what: str) -> Check:
     try:
         model = best_model(run, number)
     except FedDMMRError as error:
@@ -141,9 +147,7 @@ def _superseded(run: Run) -> Check:
 
 def _strangers(run: Run) -> Check:
     """Checkpoints that nobody names: of a process that was killed, or was just about to save."""
-    records = [*run.data["stages"].values(), *run.data["superseded"]]
-    named = {record["checkpoint"] for record in records}
-    named |= {record["last"].get("file") for record in records}
+    named = checkpoint_names(run.data)
     unnamed = [p.name for p in run.folder.glob("*.safetensors*") if p.name not in named]
     return Check("other files", None, ", ".join(sorted(unnamed)) or "none")
 

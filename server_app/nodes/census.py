@@ -4,12 +4,13 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import cast
 
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from server_app.record.schema import DatasetRecord, FeaturesRecord
 from shared_model.errors import NodeError
 from shared_model.fingerprint import app_sha256
 from shared_model.protocol import messages
@@ -38,7 +39,7 @@ class Census:
         """Hash of the catalogue, the same on every node."""
         return self._any.catalogue_sha256
 
-    def dataset(self) -> dict[str, Any]:
+    def dataset(self) -> DatasetRecord:
         """The manifest's ``dataset``: counts, and a fingerprint that no topology changes."""
         histories = sum(int(node.history_digest, 16) for node in self.nodes.values()) % 2**256
         both = f"{self.catalogue_sha256}:{histories:064x}"
@@ -51,10 +52,10 @@ class Census:
             "sha256": hashlib.sha256(both.encode()).hexdigest(),
         }
 
-    def features(self) -> dict[str, Any]:
+    def features(self) -> FeaturesRecord:
         """The manifest's ``features``: dimensions, coverage, encoders and file hash."""
-        described: dict[str, Any] = json.loads(self._any.features)
-        return described | {"sha256": self._any.features_sha256}
+        described = json.loads(self._any.features)
+        return cast(FeaturesRecord, described | {"sha256": self._any.features_sha256})
 
     @property
     def dims(self) -> tuple[int, int]:

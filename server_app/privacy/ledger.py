@@ -15,7 +15,15 @@ from pathlib import Path
 from server_app.nodes.census import Census
 from server_app.privacy.accountant import Mechanism, Spending, affordable, epsilon
 from server_app.record.checkpoint import remove
-from server_app.record.manifest import Manifest, Record
+from server_app.record.manifest import Manifest
+from server_app.record.schema import (
+    AppRecord,
+    Empty,
+    PrivacyLedger,
+    Release,
+    StageRecord,
+    SupersededStage,
+)
 from shared_model.errors import ConfigError, FedDMMRError, ManifestError, RoundError
 from shared_model.fingerprint import app_sha256
 from shared_model.protocol.config import Settings
@@ -31,21 +39,22 @@ def require_one_promise(manifest: Manifest, settings: Settings) -> None:
     had a smaller budget or another delta."""
     for record in _all_records(manifest):
         # Round 0 counts: behind it there may have been rounds that nobody saved.
-        begun = bool(record["rounds"]) or bool(record["privacy"].get("releases"))
-        if begun and bool(record["privacy"]) != settings.private:
-            how = "with" if record["privacy"] else "without"
+        privacy, released = record["privacy"], _with_releases(record["privacy"])
+        begun = bool(record["rounds"]) or released is not None
+        if begun and bool(privacy) != settings.private:
+            how = "with" if privacy else "without"
             raise ConfigError(
                 f"this run was trained {how} noise, so all of it has to be",
                 where=str(manifest.path),
-                expected=f"dp-noise-multiplier {'> 0' if record['privacy'] else '= 0'}",
+                expected=f"dp-noise-multiplier {'> 0' if privacy else '= 0'}",
                 got=f"{settings.dp_noise_multiplier:g}",
                 todo="choose another name with run='NAME'",
             )
-        if record["privacy"].get("releases"):
-            _require_one_budget(record["privacy"], settings, str(manifest.path))
+        if released is not None:
+            _require_one_budget(released, settings, str(manifest.path))
 
 
-def _require_one_budget(known: Record, settings: Settings, where: str) -> None:
+def _require_one_budget(known: PrivacyLedger, settings: Settings, where: str) -> None:
     own = settings.dp_epsilon or math.inf
     if settings.dp_delta != known["delta"] or own > (known["budget"] or math.inf):
         most = f" and dp-epsilon={known['budget']:g} or less" if known["budget"] else ""
@@ -62,7 +71,7 @@ def _require_one_budget(known: Record, settings: Settings, where: str) -> None:
 class Ledger:
     """The privacy of one stage in progress: its budget, and its part of the manifest."""
 
-    record: Record  # the stage's ``privacy``, written in place
+    record: PrivacyLedger  # the stage's ``privacy``, written in place
     secret: bytes
     before: Spending  # of all other stages of the run, superseded ones included
     budget: float  # 0 = none
@@ -73,10 +82,9 @@ class Ledger:
         return int(self.record["rounds"])
 
     @property
-    def releases(self) -> list[Record]:
+    def releases(self) -> list[Release]:
         """What the stage has released."""
-        found: list[Record] = self.record["releases"]
-        return found
+        return self.record["releases"]
 
     def is_spent(self, round_: int) -> bool:
         """Whether another round would pass the budget. All planned rounds fit, but for those that
@@ -84,9 +92,9 @@ class Ledger:
         known = {release["round"] for release in self.releases}
         if not self.budget or round_ in known or len(self.releases) == len(known):
             return False
-        return self._with({"round": round_}) > self.budget
+        return self._with({"round": round_, "absent": [], "noise": ""}) > self.budget
 
-    def charge(self, release: Record) -> None:
+    def charge(self, release: Release) -> None:
         """Write a release down (``Noising.release``), unless it is known.
 
         ``RoundError`` if a round that was released already comes again, without other nodes, and
@@ -112,7 +120,7 @@ class Ledger:
         self.record |= {"epsilon": spent, "epsilon_after": round_}
         return spent
 
-    def _with(self, release: Record) -> float:
+    def _with(self, release: Release) -> float:
         spent = spending(self.record | {"releases": [*self.releases, release]})
         return epsilon(self.before + spent, self.record["delta"])
 
@@ -120,7 +128,7 @@ class Ledger:
 def open_ledger(
     settings: Settings,
     manifest: Manifest,
-    record: Record,
+    record: StageRecord,
     stage: Stage,
     census: Census,
     secret: bytes | None = None,
@@ -135,15 +143,15 @@ def open_ledger(
         return None
     others = [other["privacy"] for other in _all_records(manifest) if other is not record]
     before = sum(map(spending, others), Spending())
-    if record["privacy"].get("releases"):
-        known = _secret_to_go_on(settings, manifest, record["privacy"], census)
-        return Ledger(record["privacy"], known, before, settings.dp_epsilon)
+    if (released := _with_releases(record["privacy"])) is not None:
+        known = _secret_to_go_on(settings, manifest, released, census)
+        return Ledger(released, known, before, settings.dp_epsilon)
     rounds = _affordable_rounds(settings, stage, before)
     secret = secret or draw_secret()
     write_secret(_secret_file(manifest, _fingerprint(secret)), secret)
     redone = [old for old in manifest.data["superseded"] if old["stage"] == stage.number]
     record["app_sha256"] = app_sha256()  # what began before, if anything, told nobody
-    record["privacy"] = {
+    ledger: PrivacyLedger = {
         "unit": "a user, added or removed",
         "clip_norm": settings.dp_clip_norm,
         "noise_multiplier": settings.dp_noise_multiplier,
@@ -161,23 +169,24 @@ def open_ledger(
         "epsilon": epsilon(before, settings.dp_delta),
         "epsilon_after": 0,
     }
-    return Ledger(record["privacy"], secret, before, settings.dp_epsilon)
+    record["privacy"] = ledger
+    return Ledger(ledger, secret, before, settings.dp_epsilon)
 
 
-def can_go_on(settings: Settings, manifest: Manifest, record: Record, census: Census) -> bool:
+def can_go_on(settings: Settings, manifest: Manifest, record: StageRecord, census: Census) -> bool:
     """Whether a stage that was cut off would release its last round again as it was; with another
     secret, other nodes that draw noise, or other code, a stage can only be redone."""
-    if not record["privacy"].get("releases"):
+    if (released := _with_releases(record["privacy"])) is None:
         return True
     try:
-        _secret_to_go_on(settings, manifest, record["privacy"], census)
+        _secret_to_go_on(settings, manifest, released, census)
     except FedDMMRError:
         return False
     return True
 
 
 def _secret_to_go_on(
-    settings: Settings, manifest: Manifest, privacy: Record, census: Census
+    settings: Settings, manifest: Manifest, privacy: PrivacyLedger, census: Census
 ) -> bytes:
     """The secret of a stage that has releases; an error says what is not as it was."""
     path = _secret_file(manifest, privacy["secret_sha256"])
@@ -211,7 +220,7 @@ def remove_secrets(manifest: Manifest) -> None:
     """Delete the secrets that no stage will go on with. ``ManifestError`` if that is impossible."""
     records = manifest.data["stages"].values()
     cut_off = [r["privacy"] for r in records if r["status"] in ("running", "failed")]
-    named = {_secret_file(manifest, p["secret_sha256"]) for p in cut_off if p}
+    named = {_secret_file(manifest, p["secret_sha256"]) for p in cut_off if "secret_sha256" in p}
     for path in set(manifest.folder.glob(f"{_SECRET}*")) - named:
         remove(path)
 
@@ -221,17 +230,26 @@ def _secret_file(manifest: Manifest, fingerprint: str) -> Path:
     return manifest.folder / f"{_SECRET}{fingerprint[:12]}"
 
 
-def spending(privacy: Record) -> Spending:
+def spending(privacy: PrivacyLedger | Empty) -> Spending:
     """The releases of a stage's ``privacy`` record, as the accountant counts them.
 
     A round that was released k times, with the same users and k independent noises, tells as much
     as one with noise of 1/sqrt(k) of the standard deviation.
     """
-    times = Counter(release["round"] for release in privacy.get("releases", []))
+    if "releases" not in privacy:
+        return Spending()
+    times = Counter(release["round"] for release in privacy["releases"])
     return Spending(
         Mechanism(privacy["sampling_rate"], privacy["noise_multiplier"] / math.sqrt(count))
         for count in times.values()
     )
+
+
+def _with_releases(privacy: PrivacyLedger | Empty) -> PrivacyLedger | None:
+    """A stage's ledger, if it has released anything."""
+    if "releases" not in privacy:
+        return None
+    return privacy if privacy["releases"] else None
 
 
 def _drawing(settings: Settings, census: Census, secret: bytes) -> dict[str, str]:
@@ -240,7 +258,7 @@ def _drawing(settings: Settings, census: Census, secret: bytes) -> dict[str, str
     return {n.name: derive(secret, "node", n.name, n.history_digest).hex() for n in nodes}
 
 
-def made_by(app: Record) -> dict[str, str]:
+def made_by(app: AppRecord) -> dict[str, str]:
     """Code and packages by which a round is what it is, to the bit, of a manifest's ``app``."""
     return {"code": app["sha256"], "python": app["python"], **app["packages"]}
 
@@ -268,5 +286,5 @@ def _fingerprint(secret: bytes) -> str:
     return derive(secret, "fingerprint").hex()
 
 
-def _all_records(manifest: Manifest) -> list[Record]:
+def _all_records(manifest: Manifest) -> list[StageRecord | SupersededStage]:
     return [*manifest.data["stages"].values(), *manifest.data["superseded"]]

@@ -13,7 +13,7 @@ import torch
 
 from server_app.aggregation.aggregate import RoundUpdate, require_norm
 from server_app.privacy.ledger import Ledger
-from server_app.record.manifest import Record
+from server_app.record.schema import Release
 from shared_model.model.recommender import Arrays
 from shared_model.protocol.config import Settings
 from shared_model.protocol.gaussian import array_noise, derive
@@ -61,7 +61,7 @@ class Noising:
             noise = share * (math.sqrt(numbers) + _TAIL)
         require_norm(update, update.participants * self.clip_norm, noise)
 
-    def release(self, round_: int, absent: Sequence[NodeReport]) -> Record:
+    def release(self, round_: int, absent: Sequence[NodeReport]) -> Release:
         """What the ledger says of a round. ``noise`` names its noise, of which it tells nothing."""
         noise = derive(self._round_key(round_, absent), "fingerprint").hex()
         return {"round": round_, "absent": [node.name for node in absent], "noise": noise}

@@ -2,18 +2,29 @@
 
 Written last and atomically; a checkpoint counts only once the manifest names it. Two processes
 cannot write one run: the folder is locked while a run is open (the lock dies with its process).
-What the file looks like, and what of it is refused, is in seal.py.
+What the file looks like, and what of it is refused, is in manifest_file.py.
 """
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from server_app.record.checkpoint import remove, write_atomically
-from server_app.record.manifest_file import FORMAT, sealed, unsealed
 from server_app.record.manifest_file import Record as Record
+from server_app.record.manifest_file import sealed, unsealed
+from server_app.record.schema import (
+    FORMAT,
+    AppRecord,
+    Config,
+    DatasetRecord,
+    FeaturesRecord,
+    ManifestDocument,
+    Part,
+    StageRecord,
+    SupersededStage,
+)
 from shared_model.errors import ManifestError
 from shared_model.fingerprint import file_sha256
 from shared_model.protocol.settings import fields_of
@@ -23,7 +34,7 @@ from shared_model.stages import Stage, stage_of
 class Manifest:
     """One run's record. ``data`` is the JSON document of docs/manifest.md."""
 
-    def __init__(self, folder: Path, data: Record) -> None:
+    def __init__(self, folder: Path, data: ManifestDocument) -> None:
         self.folder = folder
         self.data = data
 
@@ -32,10 +43,9 @@ class Manifest:
         """Where the manifest lies."""
         return self.folder / "manifest.json"
 
-    def stage(self, number: int) -> Record | None:
+    def stage(self, number: int) -> StageRecord | None:
         """What the run recorded for a stage, or ``None``."""
-        record: Record | None = self.data["stages"].get(str(number))
-        return record
+        return self.data["stages"].get(str(number))
 
     def is_complete(self, number: int) -> bool:
         """Whether a stage is complete and not stale."""
@@ -48,16 +58,16 @@ class Manifest:
 
     def remove_unnamed_checkpoints(self) -> None:
         """Delete the checkpoints that no record, superseded ones included, speaks of."""
-        records = [*self.data["stages"].values(), *self.data["superseded"]]
-        named = {record["checkpoint"] for record in records}
-        named |= {record["last"].get("file") for record in records}
+        named = checkpoint_names(self.data)
         for path in self.folder.glob("*.safetensors*"):  # and temporary files of a killed process
             if path.name not in named:
                 remove(path)
 
-    def bind(self, app: Record, dataset: Record, features: Record) -> None:
+    def bind(self, app: AppRecord, dataset: DatasetRecord, features: FeaturesRecord) -> None:
         """Tie a new run to its data; refuse to go on with an old one on other data."""
-        for name, value in {"dataset": dataset, "features": features}.items():
+        parts: dict[Part, DatasetRecord | FeaturesRecord]
+        parts = {"dataset": dataset, "features": features}
+        for name, value in parts.items():
             if self.data["stages"] and self.data[name]["sha256"] != value["sha256"]:
                 raise ManifestError(
                     f"this run belongs to another {name}",
@@ -68,7 +78,7 @@ class Manifest:
                 )
         self.data |= {"app": app, "dataset": dataset, "features": features}
 
-    def require_order(self, stage: Stage, config: Record) -> None:
+    def require_order(self, stage: Stage, config: Config) -> None:
         """``ManifestError`` unless every stage before this one is complete (invariant 3), and was
         trained with the settings that all stages of a run share."""
         for number in range(1, stage.number):
@@ -93,14 +103,16 @@ class Manifest:
                     todo="restore them, or choose another name with run='NAME'",
                 )
 
-    def _is_whole(self, record: Record) -> bool:
+    def _is_whole(self, record: StageRecord) -> bool:
         """Whether the checkpoints that a stage would go on with are there, unchanged."""
         named = {record["checkpoint"]: record["sha256"]}
-        named[record["last"].get("file", "")] = record["last"].get("sha256", "")
+        last = record["last"]
+        if "file" in last:
+            named[last["file"]] = last["sha256"]
         paths = {self.folder / file: sha256 for file, sha256 in named.items() if file}
         return all(path.is_file() and file_sha256(path) == paths[path] for path in paths)
 
-    def begin(self, stage: Stage, config: Record, redo: bool, goes_on: bool = True) -> Record:
+    def begin(self, stage: Stage, config: Config, redo: bool, goes_on: bool = True) -> StageRecord:
         """The stage's record to go on with: a fresh one, or a cut-off one of the same config.
 
         A redone stage that was cut off resumes, too, unless that is what cannot be (its files are
@@ -114,9 +126,10 @@ class Manifest:
                 old["status"] = "running"
                 return old
         if old is not None:
-            self.data["superseded"].append({"stage": stage.number, **old, "last": {}})
+            redone = {"stage": stage.number, **old, "last": {}}
+            self.data["superseded"].append(cast(SupersededStage, redone))
         parent = self.stage(stage.number - 1)
-        record: Record = {
+        record: StageRecord = {
             "status": "running",
             "app_sha256": self.data["app"]["sha256"],
             "parent_sha256": parent["sha256"] if parent else "",
@@ -140,6 +153,17 @@ class Manifest:
             if int(number) > stage.number:
                 following["status"] = "stale"
         return record
+
+
+def checkpoint_names(data: ManifestDocument) -> set[str]:
+    """The checkpoints that a run's records speak of, superseded ones included."""
+    names = {record["checkpoint"] for record in [*data["stages"].values(), *data["superseded"]]}
+    names |= {redone["last"].get("file", "") for redone in data["superseded"]}
+    for record in data["stages"].values():
+        last = record["last"]
+        if "file" in last:
+            names.add(last["file"])
+    return names
 
 
 @contextmanager
@@ -184,17 +208,18 @@ def _hold(lock: TextIO, folder: Path) -> None:
         ) from error
 
 
-def _read(path: Path, run: str) -> Record:
+def _read(path: Path, run: str) -> ManifestDocument:
     try:
         return unsealed(path.read_bytes(), path)
     except FileNotFoundError:
         empty: Record = {"app": {}, "dataset": {}, "features": {}, "stages": {}, "superseded": []}
-        return {"format": FORMAT, "run": run} | empty
+        # Not a document yet: the run is bound to its data, and sealed, before anything is saved.
+        return cast(ManifestDocument, {"format": FORMAT, "run": run} | empty)
     except OSError as error:
         raise ManifestError("unreadable manifest", where=str(path), got=str(error)) from error
 
 
-def _require_same_config(old: Record, new: Record, path: Path) -> None:
+def _require_same_config(old: Config, new: Config, path: Path) -> None:
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
         raise ManifestError(

@@ -2,112 +2,31 @@
 
 The seal has the sha256 of every top-level field, and of every field of every stage's record. What
 was edited, cut or damaged is seen before anything of it is used, and named. It is a checksum, not a
-signature: the shape is checked, too, since anyone can seal anew.
+signature: the shape (schema.py) is checked, too, since anyone can seal anew.
 """
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from server_app.record.schema import FORMAT, ManifestDocument
+from server_app.record.shape import misshapen, shape_of
 from shared_model.errors import ManifestError
 from shared_model.fingerprint import canonical, text_sha256
 from shared_model.stages import STAGES
 
-FORMAT = 2
-
-Record = dict[str, Any]
+Record = dict[str, Any]  # JSON whose fields are not declared
 
 _TODO = "restore the file from a copy, or choose another name with run='NAME'"
 _NAMED = 10  # fields that an error names
 _NUMBERS = {str(number) for number in STAGES}
-_ANY = "any key"  # of a dict whose keys are free
+
+_SHAPE = shape_of(ManifestDocument)
 
 
-def _is(*kinds: type) -> Callable[[Any], bool]:
-    return lambda value: type(value) in kinds
-
-
-def _like(pattern: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None
-
-
-# What is read of a manifest later, and so has to be there. A shape is a test of a value, a list of
-# one shape, or a dict of shapes, where more keys than the named ones may be.
-_text, _record, _number = _is(str), _is(dict), _is(int, float)
-_whole = _is(int)
-_hash, _file = _like("([0-9a-f]{64})?"), _like(r"([A-Za-z0-9][\w.-]{0,199}\.safetensors)?")
-_CELL = {"hr@10": _number, "ndcg@10": _number, "users": _number}
-_REPORT = {_ANY: {"full": _CELL, _ANY: _CELL}}
-_DROPPED = [{"node": _text, "reason": _text}]
-_ROUND = {
-    "round": _whole,
-    "participants": _whole,
-    "nodes": _whole,
-    "loss": _is(int, float, type(None)),
-    "seconds": _number,
-    "bytes_down": _whole,
-    "bytes_up": _whole,
-    "dropped": _DROPPED,
-}
-_LAST = {"file": _file, "sha256": _hash, "round": _whole, "optimizer_steps": _whole}
-_PRIVACY = {
-    "noise_multiplier": _number,
-    "sampling_rate": _number,
-    "clip_norm": _number,
-    "delta": _number,
-    "users": _whole,
-    "attempt": _whole,
-    "rounds": _whole,
-    "epsilon": _number,
-    "secret_sha256": _hash,
-    "budget": _number,
-    "nodes": {_ANY: _hash},
-    "made_by": {_ANY: _text},
-    "releases": [{"round": _whole, "absent": [_text], "noise": _hash}],
-}
-_STAGE = {
-    "status": _like("running|complete|failed|stale"),
-    "app_sha256": _hash,
-    "parent_sha256": _hash,
-    "checkpoint": _file,
-    "sha256": _hash,
-    "last": lambda value: value == {} or not any(_misshapen(value, _LAST, "last")),
-    "loaded": [_text],
-    "trained": [_text],
-    "frozen": [_text],
-    "config": _record,
-    "seed": _whole,
-    "best_round": _whole,
-    "rounds": [_ROUND],
-    "valid": _REPORT,
-    "test": _REPORT,
-    "test_dropped": _DROPPED,
-    "privacy": lambda value: value == {} or not any(_misshapen(value, _PRIVACY, "privacy")),
-}
-_MANIFEST = {
-    "format": lambda value: value == FORMAT,
-    "run": _text,
-    "app": {"sha256": _hash},
-    "dataset": {"sha256": _hash, "catalogue_sha256": _hash},
-    "features": {"sha256": _hash},
-    "stages": {_ANY: _STAGE},
-    "superseded": [
-        {
-            "checkpoint": _file,
-            "last": _record,
-            "stage": _whole,
-            "rounds": [{"round": _whole}],
-            "privacy": _STAGE["privacy"],
-        }
-    ],
-    "seal": {_ANY: _hash},
-}
-
-
-def sealed(data: Record) -> bytes:
+def sealed(data: ManifestDocument) -> bytes:
     """The file's content; ``data["seal"]`` is made anew. ``ValueError`` for a NaN."""
     texts = {path: canonical(value) for path, value in _fields(data)}
     data["seal"] = {path: text_sha256(text) for path, text in texts.items()}
@@ -120,7 +39,7 @@ def sealed(data: Record) -> bytes:
     return (_block(top | {"stages": _block(stages), "seal": seal}) + "\n").encode()
 
 
-def unsealed(content: bytes, path: Path) -> Record:
+def unsealed(content: bytes, path: Path) -> ManifestDocument:
     """The document of a manifest's file; ``ManifestError`` names the fields that are not as saved.
 
     ``path`` is where the content was found, for the message.
@@ -130,7 +49,7 @@ def unsealed(content: bytes, path: Path) -> Record:
         _require_version(data, path)
         faults = {
             "was changed after it was saved": _changed(data),
-            "has no such shape": sorted(_misshapen(data, _MANIFEST, ""))
+            "has no such shape": sorted(misshapen(data, _SHAPE))
             or sorted(f"stages/{key}" for key in data["stages"] if key not in _NUMBERS),
         }
     except (ValueError, RecursionError) as error:
@@ -141,7 +60,7 @@ def unsealed(content: bytes, path: Path) -> Record:
         if fields:
             got = _names(fields)
             raise ManifestError(f"the manifest {what}", where=str(path), got=got, todo=_TODO)
-    return dict(data)
+    return cast(ManifestDocument, data)
 
 
 def _require_version(data: Any, path: Path) -> None:
@@ -151,13 +70,13 @@ def _require_version(data: Any, path: Path) -> None:
         raise ManifestError(
             "not a manifest of this version",
             where=str(path),
-            expected=f"format {FORMAT} with {', '.join(sorted(_MANIFEST))}",
+            expected=f"format {FORMAT} with {', '.join(sorted(_SHAPE))}",
             got=f"format {data['format']}" if known else names,
             todo=_TODO,
         )
 
 
-def _fields(data: Record) -> Iterator[tuple[str, Any]]:
+def _fields(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Path and value of each field that the seal covers; a misshapen part counts as one field."""
     for name, value in data.items():
         if name == "stages" and isinstance(value, dict):
@@ -175,24 +94,6 @@ def _changed(data: Record) -> list[str]:
     own = {path: text_sha256(canonical(value)) for path, value in _fields(data)}
     seal = data["seal"] if isinstance(data["seal"], dict) else {}
     return sorted(path for path in own.keys() | seal.keys() if own.get(path) != seal.get(path))
-
-
-def _misshapen(value: Any, shape: Any, path: str) -> Iterator[str]:
-    """Paths of what is absent or does not have its shape."""
-    if isinstance(shape, list) and isinstance(value, list):
-        for place, inner in enumerate(value):
-            yield from _misshapen(inner, shape[0], f"{path}/{place}")
-    elif isinstance(shape, dict) and isinstance(value, dict):
-        yield from (f"{path}/{name}"[1:] for name in shape.keys() - {_ANY} - value.keys())
-        free = shape.get(_ANY, _is_anything)
-        for name, inner in value.items():
-            yield from _misshapen(inner, shape.get(name, free), f"{path}/{name}")
-    elif not callable(shape) or not shape(value):
-        yield path[1:]
-
-
-def _is_anything(_: Any) -> bool:
-    return True
 
 
 def _names(fields: list[str]) -> str:

@@ -1,15 +1,12 @@
 """What a user sees: a line a round, and a table at the end."""
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
 from server_app.record.manifest import Manifest
+from server_app.record.schema import MISHAPS, SPLITS, PrivacyLedger, RoundRecord
 from shared_model.protocol.config import Settings
 from shared_model.protocol.metrics import PROTOCOLS, SAMPLED, Report
-
-Record = dict[str, Any]
 
 # The buckets are in the manifest alone.
 TABLE_GROUPS = ("all", "all-with-cold", "as-cold", "cold", "cold-only")
@@ -20,7 +17,7 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def round_line(stage: int, num_rounds: int, entry: Record) -> str:
+def round_line(stage: int, num_rounds: int, entry: RoundRecord) -> str:
     """Round, participants, loss, validation, gate, router, seconds and bytes of one round."""
     loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
     parts = [
@@ -39,7 +36,7 @@ def round_line(stage: int, num_rounds: int, entry: Record) -> str:
         parts.append(f"epsilon {entry['epsilon']:.3f}")
     traffic = f"{_size(entry['bytes_down'])} down {_size(entry['bytes_up'])} up"
     parts += [f"{entry['seconds']:.1f} s", traffic]
-    for what in ("dropped", "clipped"):
+    for what in MISHAPS:
         if names := sorted({node["node"] for node in entry.get(what, [])}):
             parts.append(f"{what} {_few(names)}")
     return "  ".join(parts)
@@ -86,7 +83,7 @@ def resume_command(settings: Settings) -> str:
     return f"submit the run again with all its settings, it resumes: {command}"
 
 
-def privacy_line(stage: str, privacy: Record) -> str:
+def privacy_line(stage: str, privacy: PrivacyLedger) -> str:
     """What a stage has promised to a user, together with the stages before it."""
     return (
         f"stage {stage}: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:g} in all "
@@ -104,7 +101,7 @@ def closing_table(manifest: Manifest) -> None:
     for protocol in PROTOCOLS:
         table.add_column(f"{protocol}\nHR@10 / NDCG@10", justify="right")
     for number, record in sorted(manifest.data["stages"].items()):
-        for split in ("valid", "test"):
+        for split in SPLITS:
             for group in TABLE_GROUPS:
                 if cells := record[split].get(group):
                     head = (number, record["status"], str(record["best_round"]), split, group)
@@ -112,12 +109,13 @@ def closing_table(manifest: Manifest) -> None:
     console = Console(width=120)
     console.print(table)
     for number, record in sorted(manifest.data["stages"].items()):
-        for split in ("valid", "test"):
+        for split in SPLITS:
             for note in shortfalls(record[split]):
                 say(f"note: stage {number} {split}, {note}")
     for number, record in sorted(manifest.data["stages"].items()):
-        if record["privacy"]:
-            say(privacy_line(number, record["privacy"]))
+        privacy = record["privacy"]
+        if "releases" in privacy:
+            say(privacy_line(number, privacy))
     say(f"manifest: {manifest.path}")
 
 

@@ -11,10 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from server_app.record.schema import RoundRecord
 from shared_model.errors import ConfigError, ManifestError
 from shared_model.protocol.config import Settings
-
-Record = dict[str, Any]
 
 FOLDER = "tensorboard"
 _METRICS = ("hr@10", "ndcg@10")  # of all in the manifest: a chart for each would be hundreds
@@ -49,7 +48,7 @@ class Events:
             except OSError as error:
                 raise self._unwritable(error) from error
 
-    def add(self, entry: Record) -> None:
+    def add(self, entry: RoundRecord) -> None:
         """A finished round, at once on disk."""
         if self._writer is None:
             return
@@ -92,7 +91,7 @@ class Events:
         )
 
 
-def points(entry: Record) -> dict[str, float]:
+def points(entry: Mapping[str, Any]) -> dict[str, float]:
     """A round's numbers by tag: losses, validation, costs, and what the mixture logs."""
     found = {"train/participants": entry["participants"], "train/dropped": len(entry["dropped"])}
     for name, value in entry.items():

@@ -5,6 +5,8 @@ the loop over the strategy's four hooks is the project's own.
 """
 
 import time
+from collections.abc import Mapping
+from typing import Any, cast
 
 from flwr.serverapp import Grid
 
@@ -12,6 +14,7 @@ from server_app.privacy.ledger import Ledger
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint, save_checkpoint
 from server_app.record.manifest import Manifest, Record
+from server_app.record.schema import Release, RoundRecord, StageRecord
 from server_app.record.tensorboard import Events
 from server_app.rounds.exchange import Asking, scalar
 from server_app.rounds.strategy import StageStrategy
@@ -34,7 +37,7 @@ class StageRun:
         grid: Grid,
         strategy: StageStrategy,
         manifest: Manifest,
-        record: Record,
+        record: StageRecord,
         ledger: Ledger | None = None,
     ) -> None:
         self.strategy = strategy
@@ -76,10 +79,11 @@ class StageRun:
     def _resume(self, initial: Arrays) -> tuple[Arrays, int]:
         """Arrays and number of the last saved round; -1 if there is none."""
         last = self.record["last"]
-        done = last.get("round", -1)
+        if "round" not in last:
+            self.record["rounds"] = []
+            return initial, -1
+        done = last["round"]
         self.record["rounds"] = [e for e in self.record["rounds"] if e["round"] <= done]
-        if not last:
-            return initial, done
         path = self.manifest.folder / last["file"]
         arrays = self._trained(load_checkpoint(path, last["sha256"], self.strategy.optimizer))
         self.strategy.optimizer.steps = last["optimizer_steps"]
@@ -126,7 +130,7 @@ class StageRun:
         self._finish_round(entry, started, new if saved else None)
         return new
 
-    def _charge(self, release: Record) -> None:
+    def _charge(self, release: Release) -> None:
         if self.ledger:
             self.ledger.charge(release)
             self.manifest.save()
@@ -158,11 +162,12 @@ class StageRun:
     def _finish_round(self, entry: Record, started: float, save: Arrays | None) -> None:
         entry |= self.asking.presence.take_events()
         entry["seconds"] = round(time.monotonic() - started, 3)
-        self.record["rounds"].append(entry)
-        self.events.add(entry)
+        finished = cast(RoundRecord, entry)
+        self.record["rounds"].append(finished)
+        self.events.add(finished)
         if save is not None:
             self._save_last(entry["round"], save)
-        report.say(report.round_line(self.stage, self.strategy.num_rounds, entry))
+        report.say(report.round_line(self.stage, self.strategy.num_rounds, finished))
 
     def _save_last(self, round_: int, arrays: Arrays) -> None:
         """Checkpoint first, then the manifest that names it, then the files nobody names."""
@@ -219,7 +224,7 @@ class StageRun:
         self.manifest.remove_unnamed_checkpoints()
 
 
-def selected(entry: Record) -> float:
+def selected(entry: Mapping[str, Any]) -> float:
     """The validation figure by which rounds are compared."""
     protocol, metric = SELECT_BY
     valid = entry["valid"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -13,6 +13,7 @@ from server_app.aggregation.optimizers import ServerOptimizer, scheduled_rate
 from server_app.aggregation.robust import HARD_LIMIT, limit, scaled, times_usual
 from server_app.nodes.census import Census
 from server_app.privacy.mechanism import Noising
+from server_app.record.schema import Drop, Release
 from server_app.rounds.logs import mixture_logs
 from shared_model.errors import FedDMMRError, NodeError, RoundError
 from shared_model.fingerprint import app_sha256
@@ -35,7 +36,7 @@ class Exchange:
 
     bytes_down: int = 0
     bytes_up: int = 0
-    dropped: list[dict[str, str]] = field(default_factory=list)
+    dropped: list[Drop] = field(default_factory=list)
 
     def __add__(self, other: "Exchange") -> "Exchange":
         return Exchange(
@@ -64,7 +65,7 @@ class StageStrategy(Strategy):
         self.frozen: Arrays = frozen or {}
         self.mixing = mixing
         self.noising: Noising | None = None  # with differential privacy
-        self.release: dict[str, Any] = {}  # of the last round's noised sum, for the ledger
+        self.release = cast(Release, {})  # of the last round's noised sum, for the ledger
         self.num_rounds = settings.num_rounds or stage.default_rounds
         self.split: Literal["valid", "test"] = "valid"
         self.exchange = Exchange()

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server_app.record import manifest_file as seal
 from server_app.record.manifest import open_manifest
 from server_app.record.manifest_file import sealed, unsealed
 from shared_model.errors import ManifestError
@@ -18,7 +17,6 @@ from tests.support.manifests import (
     SHA256,
     document,
 )
-from tests.support.paths import ROOT
 
 PATH = Path("/runs/a/manifest.json")
 
@@ -169,10 +167,3 @@ def test_the_seal_of_many_rounds_is_quick() -> None:
     content = sealed(data)
     assert unsealed(content, PATH) == data
     assert time.process_time() - started < 1.0  # measured: 0.1
-
-
-def test_the_manual_names_every_field() -> None:
-    text = (ROOT / "docs" / "manifest.md").read_text()
-    for shape in (seal._MANIFEST, seal._STAGE, seal._ROUND):
-        for name in shape:
-            assert f"`{name}`" in text, name
