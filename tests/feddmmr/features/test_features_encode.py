@@ -156,7 +156,8 @@ def test_a_record_that_was_cut_off_is_done_again(shop: Path, use: Callable[..., 
 
 def test_kill_9_keeps_what_is_finished(shop: Path, use: Callable[..., StandIn]) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, 'tests/feddmmr/features')\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "sys.path.insert(0, 'tests/feddmmr/features')\n"
         "from test_features_encode import StandIn, run; from feddmmr.features import encode\n"
         "class Killed(StandIn):\n"
         "    def encode(self, one):\n"
