@@ -31,13 +31,13 @@ class Answers(Generic[_Given]):
         """The same answers, with what was exchanged before them."""
         return replace(self, exchange=earlier + self.exchange)
 
-    def read(self, read: Callable[[_Given, NodeReport], _Result]) -> "Answers[_Result]":
-        """What ``read`` makes of each answer; whose answer it refuses is left out."""
+    def read(self, reader: Callable[[_Given, NodeReport], _Result]) -> "Answers[_Result]":
+        """What ``reader`` makes of each answer; whose answer it refuses is left out."""
         usable: list[tuple[NodeReport, _Result]] = []
         dropped: list[dict[str, str]] = []
         for node, given in self.usable:
             try:
-                usable.append((node, read(given, node)))
+                usable.append((node, reader(given, node)))
             except FedDMMRError as error:
                 dropped.append(_drop(node, str(error)))
         return Answers(usable, self.exchange + Exchange(dropped=dropped))

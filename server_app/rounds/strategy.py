@@ -96,10 +96,15 @@ class StageStrategy(Strategy):
         answers = self.updates(start, replies)
         require_share(answers, self.settings.least_trained, len(self.census.nodes))
         result = self.step(server_round, start, answers)
-        changed = result.arrays is not start
-        sums = {name: getattr(result, name) for name in ("participants", "targets", "nodes")}
-        loss = {} if result.loss is None else {"loss": result.loss}
-        return messages.to_record(result.arrays) if changed else None, MetricRecord(loss | sums)
+        sums = MetricRecord(
+            {
+                **({} if result.loss is None else {"loss": result.loss}),
+                "participants": result.participants,
+                "targets": result.targets,
+                "nodes": result.nodes,
+            }
+        )
+        return None if result.arrays is start else messages.to_record(result.arrays), sums
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
