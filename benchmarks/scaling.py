@@ -57,8 +57,9 @@ class Population:
         """Seconds and participants of the next round."""
         started = time.perf_counter()
         self.number += 1
-        self.arrays, sums = self.asking.train(self.number, self.arrays)
-        return time.perf_counter() - started, int(str(sums["participants"]))
+        result = self.asking.train(self.number, self.arrays)
+        self.arrays = result.arrays
+        return time.perf_counter() - started, result.participants
 
 
 def open_population(config: dict[str, Value]) -> Population:

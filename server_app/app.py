@@ -29,7 +29,7 @@ from server_app.rounds.loop import StageRun
 from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import ConfigError, DataError, FedDMMRError, ManifestError
 from shared_model.fingerprint import app_sha256, arrays_sha256
-from shared_model.model.recommender import Recommender, build, load_groups, read_groups
+from shared_model.model.recommender import Arrays, Recommender, build, load_groups, read_groups
 from shared_model.model.router import MODALITIES
 from shared_model.protocol.config import Settings, parse_settings
 from shared_model.protocol.settings import fields_of
@@ -99,8 +99,7 @@ def _run_stage(
         model = _initial_model(settings, manifest, census, stage)
         novelty = _novelty(grid, settings, manifest, census, stage) if stage.mixes else None
         record["memory_novelty"] = novelty
-        strategy = _strategy(settings, census, model, novelty)
-        _promise(strategy, settings, ledger)
+        strategy = _strategy(settings, census, model, novelty, ledger)
         run = StageRun(grid, strategy, manifest, record, ledger)
         run.run(read_groups(model, stage.trained))
     except Exception as failure:
@@ -114,18 +113,16 @@ def _run_stage(
     remove_secrets(manifest)  # a file that cannot be deleted does not make a complete stage fail
 
 
-def _promise(strategy: StageStrategy, settings: Settings, ledger: Ledger | None) -> None:
-    """Give the strategy its noise, and as many rounds as the privacy budget has room for."""
-    if ledger is None:
-        return
-    stage = strategy.stage.number
-    if ledger.rounds < strategy.num_rounds:
-        report.say(
-            f"stage {stage}: dp-epsilon={settings.dp_epsilon:g} has room for {ledger.rounds} of "
-            f"{strategy.num_rounds} rounds; the stage ends there"
-        )
-        strategy.num_rounds = ledger.rounds
-    strategy.noising = noising_of(settings, ledger, stage)
+def _num_rounds(settings: Settings, stage: Stage, ledger: Ledger | None) -> int:
+    """As many rounds as were asked for, or as the privacy budget has room for."""
+    asked = settings.num_rounds or stage.default_rounds
+    if ledger is None or ledger.rounds >= asked:
+        return asked
+    report.say(
+        f"stage {stage.number}: dp-epsilon={settings.dp_epsilon:g} has room for {ledger.rounds} of "
+        f"{asked} rounds; the stage ends there"
+    )
+    return ledger.rounds
 
 
 def _initial_model(
@@ -155,14 +152,27 @@ def _novelty(
 
 
 def _strategy(
-    settings: Settings, census: Census, model: Recommender, novelty: float | None
+    settings: Settings,
+    census: Census,
+    model: Recommender,
+    novelty: float | None,
+    ledger: Ledger | None,
 ) -> StageStrategy:
-    stage, optimizer = model.stage, ServerOptimizer(settings.server_optimizer)
-    if novelty is None:
-        return StageStrategy(stage, settings, census, optimizer)
-    frozen = read_groups(model, stage.frozen)
-    mixing = settings.mixing(arrays_sha256(frozen), novelty)
-    return StageStrategy(stage, settings, census, optimizer, frozen, mixing)
+    stage, mixing = model.stage, None
+    frozen: Arrays = {}
+    if novelty is not None:
+        frozen = read_groups(model, stage.frozen)
+        mixing = settings.mixing(arrays_sha256(frozen), novelty)
+    return StageStrategy(
+        stage,
+        settings,
+        census,
+        ServerOptimizer(settings.server_optimizer),
+        frozen,
+        mixing,
+        noising=noising_of(settings, ledger, stage.number) if ledger else None,
+        num_rounds=_num_rounds(settings, stage, ledger),
+    )
 
 
 def require_training(census: Census) -> None:

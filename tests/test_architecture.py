@@ -126,6 +126,15 @@ def test_a_wheel_installs_no_package_that_could_be_anybodys() -> None:
     assert set(packages) == set(PACKAGES) - {"benchmarks"}
 
 
+def test_nobody_writes_into_a_strategy() -> None:
+    """What a strategy needs is given to its constructor or a call; a round is a value."""
+    writing = re.compile(r"strategy\.\w+ [-+*/|&]?= |setattr\(\S*strategy,")
+    assert writing.search("self._strategy.split = split")
+    assert writing.search("strategy.dropped += [node]")
+    for path in SOURCES:
+        assert not (found := writing.findall(path.read_text())), f"{path}: {found}"
+
+
 def test_the_split_and_the_warm_items_have_one_home() -> None:
     rules = (r"lengths\([^)]*\) - \d", r"indptr\[1:\] - \d", r"~(self\.)?(dataset\.)?cold\b(?!_)")
     homes = {"client_app/data/split.py", "client_app/data/dataset.py"}

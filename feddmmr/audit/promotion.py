@@ -87,16 +87,17 @@ class Promotion:
         config = self.run.config | overrides | self._further()
         settings, grid = parse_settings(config), self._grid(config)
         with self.run.log():
+            census = take_census(grid, settings)
             strategy = StageStrategy(
                 STAGE,
                 settings,
-                take_census(grid, settings),
+                census,
                 ServerOptimizer(settings.server_optimizer),
+                noising=self._noising(settings, census),
             )
-            strategy.noising = self._noising(settings, strategy.census)
             asking = Asking(grid, strategy)
             for round_ in range(self._done + 1, self._done + self.rounds + 1):
-                arrays, _ = asking.train(round_, arrays)
+                arrays = asking.train(round_, arrays).arrays
         return arrays
 
     @property

@@ -1,7 +1,7 @@
 """The round loop: train, validate, keep the best, stop early, test once.
 
 ``Strategy.start`` has no best checkpoint, no early stopping, no resume and no deadline policy, so
-the loop over the strategy's four hooks is the project's own.
+the loop over the strategy's rounds is the project's own.
 """
 
 import time
@@ -16,7 +16,8 @@ from server_app.record.checkpoint import load_checkpoint, save_checkpoint
 from server_app.record.manifest import Manifest, Record
 from server_app.record.schema import Release, RoundRecord, StageRecord
 from server_app.record.tensorboard import Events
-from server_app.rounds.exchange import Asking, scalar
+from server_app.rounds.exchange import Asking
+from server_app.rounds.result import RoundResult
 from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import RoundError
 from shared_model.model.recommender import Arrays
@@ -100,35 +101,24 @@ class StageRun:
         noising = self.strategy.noising
         if noising and noising.on_nodes:  # before a node sends its noised sum: all of them will
             self._charge(noising.release(round_, ()))
-        new, sums = self.asking.train(round_, arrays)
-        if noising and not noising.on_nodes:  # before the new arrays are sent to anyone
-            self._charge(self.strategy.release)
-        exchange = self.strategy.exchange
-        entry: Record = {
-            "round": round_,
-            "participants": int(scalar(sums, "participants")),
-            "nodes": int(scalar(sums, "nodes")),
-            "loss": scalar(sums, "loss") if "loss" in sums else None,
-            "bytes_down": exchange.bytes_down,
-            "bytes_up": exchange.bytes_up,
-            "dropped": exchange.dropped,
-            **({"clipped": self.strategy.clipped} if self.strategy.clipped else {}),
-            **self.strategy.logs,
-        }
+        result = self.asking.train(round_, arrays)
+        if result.release and not (noising and noising.on_nodes):
+            self._charge(result.release)  # before the new arrays are sent to anyone
+        entry = _entry(round_, result)
         settings = self.strategy.settings
         spent = bool(self.ledger and self.ledger.is_spent(round_ + 1))
         last = spent or round_ == self.strategy.num_rounds
         due = last or round_ % settings.evaluate_every == 0
         if due:
-            self._validate(round_, new, entry)
+            self._validate(round_, result.arrays, entry)
             if self.ledger:
                 entry["epsilon"] = self.ledger.tell(round_)
         # With noise, every round: a replay may repeat the last release alone. Behind an earlier one
         # that misses another node, later rounds would put noise that is out already on another sum.
         private = self.ledger is not None
         saved = due or private or round_ % settings.checkpoint_every == 0
-        self._finish_round(entry, started, new if saved else None)
-        return new
+        self._finish_round(entry, started, result.arrays if saved else None)
+        return result.arrays
 
     def _charge(self, release: Release) -> None:
         if self.ledger:
@@ -137,8 +127,9 @@ class StageRun:
 
     def _validate(self, round_: int, arrays: Arrays, entry: Record) -> None:
         """Score this round's own arrays; keep them if they are the best so far."""
-        entry["valid"] = self.asking.evaluate(round_, arrays, "valid")
-        exchange, nodes = self.strategy.exchange, self.strategy.census.nodes
+        result = self.asking.evaluate(round_, arrays, "valid")
+        entry["valid"] = result.sums.report()
+        exchange, nodes = result.exchange, self.strategy.census.nodes
         entry["nodes"] = entry.get("nodes", len(nodes) - len({d["node"] for d in exchange.dropped}))
         for name in ("bytes_down", "bytes_up"):
             entry[name] = entry.get(name, 0) + getattr(exchange, name)
@@ -216,12 +207,28 @@ class StageRun:
             self.ledger.tell(self.record["rounds"][-1]["round"])
         path = self.manifest.folder / self.record["checkpoint"]
         arrays = self._trained(load_checkpoint(path, self.record["sha256"]))
-        self.record["test"] = self.asking.evaluate(best, arrays, "test")
-        self.record["test_dropped"] = self.strategy.exchange.dropped
+        result = self.asking.evaluate(best, arrays, "test")
+        self.record["test"] = result.sums.report()
+        self.record["test_dropped"] = result.exchange.dropped
         self.record["status"] = "complete"
         self.record["last"] = {}
         self.manifest.save()
         self.manifest.remove_unnamed_checkpoints()
+
+
+def _entry(round_: int, result: RoundResult) -> Record:
+    """What the manifest says of a round of training, before it is validated."""
+    return {
+        "round": round_,
+        "participants": result.participants,
+        "nodes": result.nodes,
+        "loss": result.loss,
+        "bytes_down": result.exchange.bytes_down,
+        "bytes_up": result.exchange.bytes_up,
+        "dropped": result.exchange.dropped,
+        **({"clipped": result.clipped} if result.clipped else {}),
+        **result.logs,
+    }
 
 
 def selected(entry: Mapping[str, Any]) -> float:

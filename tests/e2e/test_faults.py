@@ -10,7 +10,6 @@ import pytest
 from client_app.data.dataset import Dataset
 from feddmmr.launch.in_process import InProcessGrid
 from server_app.app import federate
-from server_app.rounds.exchange import Asking
 from shared_model.errors import NodeError, RoundError
 from shared_model.protocol.config import default_config, parse_settings
 from tests.support.paths import ROOT
@@ -36,15 +35,17 @@ def test_a_round_is_tried_again_and_then_the_run_stops(
     run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tries: list[int] = []
-    original = Asking._try_train
+    push_all = InProcessGrid.push_messages
 
-    def fail(self: Asking, round_: int, arrays: Any) -> Any:
-        tries.append(round_)
-        if round_ == 2 and len(tries) < limit:
-            raise RoundError("too few nodes answered")
-        return original(self, round_, arrays)
+    def push(self: InProcessGrid, messages: Any) -> list[str]:
+        kept = list(messages)
+        if kept[0].metadata.message_type == "train":
+            tries.append(kept[0].content["plan"]["round"])
+            if tries[-1] == 2 and len(tries) < limit:
+                return []  # the only node is silent
+        return list(push_all(self, kept))
 
-    monkeypatch.setattr(Asking, "_try_train", fail)
+    monkeypatch.setattr(InProcessGrid, "push_messages", push)
     limit = 3
     assert run(1, run="once")["stages"]["1"]["status"] == "complete"
     assert tries == [1, 2, 2, 3]

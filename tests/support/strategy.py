@@ -18,7 +18,8 @@ NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0,
 CENSUS = Census(
     {70 + i: dataclasses.replace(NODE, name=f"partition-{i}", partition=i) for i in range(3)}
 )
-ARRAYS = messages.to_record({"a": torch.tensor([1.0, 2.0, 3.0])})
+START = {"a": torch.tensor([1.0, 2.0, 3.0])}
+ARRAYS = messages.to_record(START)
 
 
 def answer(request: Message, content: RecordDict) -> Message:

@@ -14,13 +14,14 @@ from feddmmr.launch.in_process import InProcessGrid, run_in_process
 from server_app.aggregation.aggregate import reduce_updates
 from server_app.aggregation.optimizers import ServerOptimizer
 from server_app.aggregation.robust import HARD_LIMIT, combined, limit, scaled, times_usual
-from server_app.rounds import strategy as strategy_module
+from server_app.rounds import replies as replies_module
+from server_app.rounds.result import RoundResult
 from server_app.rounds.strategy import StageStrategy
 from shared_model.model.recommender import Arrays
 from shared_model.protocol import messages
 from shared_model.protocol.plan import LocalUpdate
 from shared_model.stages import stage_of
-from tests.support.strategy import ARRAYS, CENSUS, SETTINGS, answer
+from tests.support.strategy import ARRAYS, CENSUS, SETTINGS, START, answer
 
 LIKE = {"a": torch.zeros(4, 3), "b": torch.zeros(5)}
 
@@ -145,7 +146,7 @@ def sent(strategy: StageStrategy) -> list[Message]:
     return list(strategy.configure_train(1, ARRAYS, ConfigRecord(), grid))
 
 
-def settle(aggregation: str, values: list[list[float]]) -> StageStrategy:
+def settle(aggregation: str, values: list[list[float]]) -> RoundResult:
     """One round of three nodes with these updates of one participant."""
     settings = dataclasses.replace(SETTINGS, aggregation=aggregation)
     strategy = StageStrategy(stage_of(1), settings, CENSUS, ServerOptimizer("sgd"))
@@ -153,14 +154,13 @@ def settle(aggregation: str, values: list[list[float]]) -> StageStrategy:
     replies = [
         answer(m, messages.update_content(u)) for m, u in zip(sent(strategy), updates, strict=True)
     ]
-    strategy.aggregate_train(1, replies)
-    return strategy
+    return strategy.step(1, START, strategy.updates(START, replies))
 
 
 def test_the_strategy_clips_and_names() -> None:
-    strategy = settle("clipped", [[3.0, 0, 4], [3.0, 4, 0], [300.0, 0, 400]])
-    assert strategy.clipped == [{"node": "partition-2", "factor": pytest.approx(5 / 500)}]
-    assert strategy.exchange.dropped == []
+    result = settle("clipped", [[3.0, 0, 4], [3.0, 4, 0], [300.0, 0, 400]])
+    assert result.clipped == [{"node": "partition-2", "factor": pytest.approx(5 / 500)}]
+    assert result.exchange.dropped == []
     for harmless in (
         settle("clipped", [[3.0, 0, 4], [3.0, 4, 0], [12.0, 0, 16]]),
         settle("mean", [[3.0, 0, 4], [3.0, 4, 0], [300.0, 0, 400]]),
@@ -170,9 +170,9 @@ def test_the_strategy_clips_and_names() -> None:
 
 @pytest.mark.parametrize("aggregation", ["clipped", "mean", "median", "trimmed"])
 def test_the_strategy_drops_what_is_far_beyond(aggregation: str) -> None:
-    strategy = settle(aggregation, [[3.0, 0, 4], [3e6, 4e6, 0], [3.0, 0, 4]])
-    assert strategy.clipped == []
-    [drop] = strategy.exchange.dropped
+    result = settle(aggregation, [[3.0, 0, 4], [3e6, 4e6, 0], [3.0, 0, 4]])
+    assert result.clipped == []
+    [drop] = result.exchange.dropped
     assert drop["node"] == "partition-1"
     assert "update norm" in drop["reason"]
 
@@ -217,7 +217,8 @@ def test_bytes_that_cannot_be_read_drop_their_node(damage: str) -> None:
     assert arrays is not None
     new = messages.from_record(arrays)["a"]
     assert new.tolist() == [2.5, 4.0, 3.0]  # [1, 2, 3] + 0.5 * [3, 4, 0]
-    assert [drop["node"] for drop in strategy.exchange.dropped] == ["partition-1"]
+    dropped = strategy.updates(START, replies).exchange.dropped
+    assert [drop["node"] for drop in dropped] == ["partition-1"]
 
 
 def test_a_reason_is_cut() -> None:
@@ -226,8 +227,7 @@ def test_a_reason_is_cut() -> None:
     update = LocalUpdate({"a": torch.tensor([3.0, 4.0, 0.0])}, 1.0, 2.0, 1, 1)
     contents = [messages.update_content(update)] * 2 + [messages.error_content("no" * 10**6)]
     replies = [answer(m, c) for m, c in zip(sent(strategy), contents, strict=True)]
-    strategy.aggregate_train(1, replies)
-    [drop] = strategy.exchange.dropped
+    [drop] = strategy.updates(START, replies).exchange.dropped
     assert drop["reason"].startswith("nono")
     assert len(drop["reason"]) == 400
 
@@ -245,7 +245,7 @@ def test_honest_topologies_have_room(
         seen.append(max(shares))
         return times
 
-    monkeypatch.setattr(strategy_module, "times_usual", spy)
+    monkeypatch.setattr(replies_module, "times_usual", spy)
     settings: dict[str, Any] = {"home": str(tmp_path), "dataset": str(demo_folder)}
     settings |= {"hidden_size": 16, "max_length": 70, "targets_per_user": 8, "negatives": 32}
     run_in_process(count, num_rounds=1, stage=stage, fraction_train=0.3, **settings)

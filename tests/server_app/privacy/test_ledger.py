@@ -159,9 +159,9 @@ def test_a_round_released_twice_with_other_nodes_has_other_noise_and_is_charged_
     original = StageStrategy._mean
 
     def spy(self: StageStrategy, *args: Any) -> Any:
-        found = original(self, *args)
-        seen.append((args[0], self.release["absent"], found))
-        return found
+        found, release = original(self, *args)
+        seen.append((args[0], release["absent"], found))
+        return found, release
 
     monkeypatch.setattr(StageStrategy, "_mean", spy)
     cut_in(monkeypatch, "_validate", 2, run, **DP)

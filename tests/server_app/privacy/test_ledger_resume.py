@@ -103,7 +103,7 @@ def test_nodes_never_send_a_round_under_two_noises(
         raise CutError
 
     with monkeypatch.context() as patch:
-        patch.setattr(StageStrategy, "aggregate_train", lost)
+        patch.setattr(StageStrategy, "step", lost)
         for _ in range(2):
             with pytest.raises(CutError):
                 run(2, run="cut", **settings)

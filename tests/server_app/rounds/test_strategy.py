@@ -20,6 +20,7 @@ from tests.support.strategy import (
     ARRAYS,
     CENSUS,
     SETTINGS,
+    START,
     answer,
 )
 
@@ -48,7 +49,6 @@ def test_one_plan_goes_to_every_node(strategy: StageStrategy, grid: InProcessGri
     assert [message.metadata.dst_node_id for message in sent] == [70, 71, 72]
     plan = messages.read_plan(sent[0].content)
     assert (plan.stage, plan.round, plan.fraction) == (1, 1, SETTINGS.fraction_train)
-    assert strategy.exchange.bytes_down == 3 * messages.content_bytes(sent[0].content)
 
 
 def test_the_new_arrays_are_exact(strategy: StageStrategy, grid: InProcessGrid) -> None:
@@ -60,7 +60,9 @@ def test_the_new_arrays_are_exact(strategy: StageStrategy, grid: InProcessGrid) 
     assert messages.from_record(arrays)["a"].tolist() == [2.0, 2.0, 3.5]  # + 0.5 * [2, 0, 1]
     assert sums is not None
     assert (sums["loss"], sums["participants"], sums["nodes"]) == (2.0, 3, 3)
-    assert strategy.exchange.dropped == []
+    answers = strategy.updates(START, replies)
+    assert answers.exchange.dropped == []
+    assert answers.exchange.bytes_up == sum(map(messages.content_bytes, contents))
 
 
 BAD: dict[str, Callable[[Message], Message | None]] = {
@@ -87,12 +89,14 @@ def test_an_offender_is_dropped_and_named(
     sent = requests(strategy, grid)
     good = [answer(sent[0], update([2, 0, 4], 1)), answer(sent[2], update([4, 0, 2], 1))]
     bad = BAD[fault](sent[1])
-    arrays, sums = strategy.aggregate_train(1, good + ([bad] if bad else []))
+    replies = good + ([bad] if bad else [])
+    arrays, sums = strategy.aggregate_train(1, replies)
     assert arrays is not None
     assert sums is not None
     assert messages.from_record(arrays)["a"].tolist() == [2.5, 2.0, 4.5]
-    assert [drop["node"] for drop in strategy.exchange.dropped] == ["partition-1"]
-    assert strategy.exchange.dropped[0]["reason"]
+    [drop] = strategy.updates(START, replies).exchange.dropped
+    assert drop["node"] == "partition-1"
+    assert drop["reason"]
 
 
 def test_too_few_answers_are_an_error_that_names_a_node(
@@ -116,6 +120,14 @@ def node_metrics(ranks: list[int]) -> RecordDict:
     sums = MetricSums()
     sums.add("all", "full", Ranks(np.array(ranks), np.full(len(ranks), 8)))
     return messages.metrics_content(sums)
+
+
+def test_the_split_is_asked_for_by_the_config(strategy: StageStrategy, grid: InProcessGrid) -> None:
+    config = ConfigRecord({"split": "test"})
+    sent = strategy.configure_evaluate(2, ARRAYS, config, grid)
+    assert {messages.read_evaluation(message.content).split for message in sent} == {"test"}
+    sent = strategy.configure_evaluate(3, ARRAYS, ConfigRecord(), grid)
+    assert {messages.read_evaluation(message.content).split for message in sent} == {"valid"}
 
 
 def test_evaluation_adds_users_not_nodes(strategy: StageStrategy, grid: InProcessGrid) -> None:
@@ -152,7 +164,8 @@ def test_metrics_that_no_users_can_have_are_dropped(
     sums = strategy.aggregate_evaluate(2, replies)
     assert sums is not None
     assert sums["all/full/users"] == 2.0
-    assert [drop["node"] for drop in strategy.exchange.dropped] == ["partition-1"]
+    dropped = strategy.metrics(replies).exchange.dropped
+    assert [drop["node"] for drop in dropped] == ["partition-1"]
 
 
 def test_a_dead_worker_stops_the_run(strategy: StageStrategy, grid: InProcessGrid) -> None:
@@ -182,7 +195,6 @@ def test_frozen_groups_go_to_the_nodes_that_lack_them_alone(
     sent = list(second.configure_train(1, GATE, ConfigRecord(), grid))
     assert all(messages.read_frozen(message.content) is None for message in sent)
     assert messages.read_mixing(sent[0].content) == MIXING
-    down = second.exchange.bytes_down
     replies = [answer(sent[0], messages.ask_for_frozen("sha")), error_reply(sent[1])]
     again = second.lacking(sent, replies)
     assert [message.metadata.dst_node_id for message in again] == [70]
@@ -191,9 +203,7 @@ def test_frozen_groups_go_to_the_nodes_that_lack_them_alone(
     found = messages.read_frozen(content)
     assert found is not None
     assert (found["item_embedding.weight"] == FROZEN["item_embedding.weight"]).all()
-    assert second.exchange.bytes_down == down + messages.content_bytes(content)
     assert second.lacking(sent, replies[1:]) == []
-    assert second.exchange.bytes_down == down + messages.content_bytes(content)
 
 
 def test_a_node_that_asks_twice_is_dropped(second: StageStrategy, grid: InProcessGrid) -> None:
@@ -203,8 +213,9 @@ def test_a_node_that_asks_twice_is_dropped(second: StageStrategy, grid: InProces
     sums = second.aggregate_evaluate(1, replies)
     assert sums is not None
     assert sums["all/full/users"] == 2.0
-    assert [drop["node"] for drop in second.exchange.dropped] == ["partition-2"]
-    assert "frozen" in second.exchange.dropped[0]["reason"]
+    [drop] = second.metrics(replies).exchange.dropped
+    assert drop["node"] == "partition-2"
+    assert "frozen" in drop["reason"]
 
 
 @pytest.mark.parametrize(("given", "rate"), [(0.0, stage_of(2).default_rate), (0.25, 0.25)])
@@ -221,4 +232,6 @@ def test_a_stage_has_its_own_rate_unless_one_is_given(
     assert new is not None
     gate = float(messages.from_record(new)["mixture.gate"])
     assert gate == pytest.approx(1 + 4 * rate, rel=1e-6)
-    assert strategy.logs["gate"] == gate
+    start = messages.from_record(GATE)
+    again = strategy.step(1, start, strategy.updates(start, replies))
+    assert again.logs["gate"] == float(again.arrays["mixture.gate"]) == gate
