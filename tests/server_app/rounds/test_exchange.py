@@ -101,7 +101,7 @@ def test_a_round_is_one_value() -> None:
         exchange=Exchange(grid.bytes_down(), up, []),
         clipped=[],
         logs={},
-        release={},
+        release=None,
     )
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.nodes = 2  # type: ignore[misc]
