@@ -16,12 +16,12 @@ import pytest
 from feddmmr.data.importers import split_dataset
 from feddmmr.launch.federation import eventually, free_ports
 from tests.support.compose_files import COMPOSE
-from tests.support.deployed import DEPLOYED, NODES, RUN, TRAINED, check_models
+from tests.support.deployed import DEPLOYED, RUN, TRAINED, check_models
 from tests.support.paths import ROOT
 from tests.support.staged import write_mixed
 
 PROJECT = ROOT
-IMAGES = ("superlink", "supernode", "app")
+IMAGES, NODES = ("superlink", "supernode", "app"), 3
 USER = 1000  # whom the containers run as
 BASE = os.environ.get("BASE_IMAGE")
 

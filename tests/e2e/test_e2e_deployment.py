@@ -1,4 +1,4 @@
-"""Real processes with TLS and keys: three nodes with folders of their own run all three stages.
+"""Real processes with TLS and keys: two nodes with folders of their own run all three stages.
 
 Strangers get nothing, a node that is killed in mid-run comes back, and all that the nodes send is
 looked through. One federation for all of it, since each message costs seconds: a node starts a
@@ -20,7 +20,7 @@ from feddmmr.data.importers import split_dataset
 from feddmmr.launch.access import secured
 from feddmmr.launch.federation import Federation, eventually, free_ports
 from shared_model.stages import names_of, stage_of
-from tests.support.deployed import DEPLOYED, NODES, RUN, TRAINED, check_models
+from tests.support.deployed import DEPLOYED, RUN, TRAINED, check_models
 from tests.support.paths import ROOT
 from tests.support.recording_proxy import RecordingProxy
 from tests.support.secrets_of_users import secrets_of
@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc"),
 ]
 
-PROJECT = ROOT
+PROJECT, NODES = ROOT, 2  # one that is killed, and one that is not: each message costs seconds
 # Heartbeats every 4 s instead of 20, the quickest that a SuperLink allows: it then notices within
 # 20 s that a node was killed, not within 60. And a node looks for messages more often than every
 # 3 s. The program has options for neither.
@@ -113,13 +113,13 @@ def test_all_stages_with_tls_and_keys_equal_the_simulation(
         federation.follow(run_id)
         # Until round 0 is saved, and round 1 begins.
         eventually(lambda: federation.manifest(RUN) or federation.finished(run_id), 300)
-        federation.kill(2)
+        federation.kill(1)
         keyless = federation.stranger("keyless", ours / "ca.crt", theirs / "node-0" / "key")
-        deceived = federation.stranger("deceived", theirs / "ca.crt", ours / "node-2" / "key")
+        deceived = federation.stranger("deceived", theirs / "ca.crt", ours / "node-1" / "key")
         thief = federation.thief(ours / "ca.crt", theirs / "superlink" / "superexec-secret")
         # A node with a key is refused as long as the SuperLink believes that it is still there.
-        eventually(lambda: "waiting for site-2" in federation.log("user"), 300)
-        federation.restart(2)
+        eventually(lambda: "waiting for site-1" in federation.log("user"), 300)
+        federation.restart(1)
         second, third = (federation.begins(stage, run_id) for stage in ("2", "3"))
         outcome = federation.wait(run_id, 2400)
         assert outcome.status == "finished:completed", outcome.details
@@ -143,8 +143,8 @@ def test_all_stages_with_tls_and_keys_equal_the_simulation(
 def check_the_killed_node(rounds: list[dict[str, Any]]) -> None:
     """The round in which it died waited for it, and lost nothing of what its users teach."""
     before, after = rounds
-    assert after["left"] == after["joined"] == ["site-2"]
-    assert [drop["node"] for drop in after["dropped"]] == ["site-2"]
+    assert after["left"] == after["joined"] == ["site-1"]
+    assert [drop["node"] for drop in after["dropped"]] == ["site-1"]
     assert before["dropped"] == []
     assert not {"left", "joined"} & before.keys()
     assert [entry["nodes"] for entry in rounds] == [NODES, NODES]

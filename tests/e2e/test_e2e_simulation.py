@@ -7,12 +7,11 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from client_app.data.dataset import Dataset
 from feddmmr.launch.federation import eventually, free_ports, processes_of
 from feddmmr.launch.in_process import run_in_process
 from tests.support.flower import (
@@ -74,9 +73,10 @@ def test_two_and_five_nodes_and_no_flower_give_the_same_model(
 def test_a_complete_stage_is_left_alone(
     flower: Flower, two_nodes: subprocess.CompletedProcess[str]
 ) -> None:
+    """What Flower's run wrote is as complete for the next one, which may do without Flower."""
     assert two_nodes.returncode == 0
     before = flower.manifest_bytes("two")
-    again = flower.run("--run", "two", "--num-supernodes", "2")
+    again = flower.run("--run", "two", "--num-supernodes", "2", "--in-process")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "stage 1 (ID backbone) is complete: nothing to do" in again.stdout
     assert "redo=true" in again.stdout
@@ -84,29 +84,16 @@ def test_a_complete_stage_is_left_alone(
     assert flower.manifest_bytes("two") == before
 
 
-def test_a_missing_dataset_fails_the_command(flower: Flower) -> None:
+def test_what_a_node_refuses_fails_the_command_in_one_line(flower: Flower) -> None:
+    """The app's line in the log, and once more as the last one of stderr."""
     done = flower.run("--run", "missing", "--dataset", "/nonexistent")
-    assert_one_clear_line(done, "the dataset folder does not exist; where: /nonexistent")
-    assert not (flower.home / "runs" / "missing").exists()
-
-
-def test_more_nodes_than_users_fails_the_command(
-    flower: Flower, make_dataset: Callable[..., Dataset]
-) -> None:
-    dataset = make_dataset({1: [1, 2, 3, 4], 2: [2, 3, 4, 5]}, num_items=5)
-    done = flower.run("--run", "many", "--dataset", str(dataset.folder), "--num-supernodes", "3")
-    assert_one_clear_line(done, "more SuperNodes than users")
-    assert not (flower.home / "runs" / "many").exists()
-
-
-def assert_one_clear_line(done: subprocess.CompletedProcess[str], line: str) -> None:
-    """Exit code 1; the app's line in the log, and once more as the last one of stderr."""
     assert done.returncode == 1, done.stdout + done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ")
-    assert line in last
+    assert "the dataset folder does not exist; where: /nonexistent" in last
     assert last in done.stdout.splitlines()
     assert re.search(r"^run \d+ is finished:failed: ", done.stderr, re.MULTILINE)
+    assert not (flower.home / "runs" / "missing").exists()
 
 
 def test_an_interrupt_stops_the_run(flower: Flower) -> None:

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from feddmmr.launch.in_process import run_in_process
 from tests.support.staged import SETTINGS
 
-NODES, RUN = 3, "deployed"
+RUN = "deployed"
 # One round a stage, since each message costs seconds: a node starts a Python for it.
 TRAINED: dict[str, Any] = {**SETTINGS, "num_rounds": 1, "seed": 1, "server_schedule": "constant"}
 # All nodes have to answer, and the limits are far more than they need.
@@ -18,7 +18,7 @@ DEPLOYED: dict[str, Any] = {"run": RUN, "min_participation": 1.0, "node_timeout"
 
 def check_models(manifest: dict[str, Any], home: Path, dataset: Path, elsewhere: Path) -> None:
     """All stages are complete, and their models those of a simulation in one process."""
-    other = run_in_process(NODES, dataset=str(dataset), home=str(elsewhere), run=RUN, **TRAINED)
+    other = run_in_process(3, dataset=str(dataset), home=str(elsewhere), run=RUN, **TRAINED)
     for stage in ("1", "2", "3"):
         here, there = manifest["stages"][stage], other["stages"][stage]
         assert here["status"] == there["status"] == "complete"
