@@ -1,6 +1,7 @@
 """docker/: what Compose makes of its files, and what is in the images."""
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -89,6 +90,21 @@ def test_every_site_has_its_own_data_key_secret_and_network() -> None:
         assert f'--node-config=data-dir="/data" name="node-{i}"' in node["command"]
     assert networks(services["server-app"]) == {"server"}
     assert mounts(services["server-app"])["/state/.feddmmr"][0].endswith("/artifacts")
+
+
+@needs_compose
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.plain.yaml"])
+def test_every_site_is_the_first_one_but_for_its_number(name: str) -> None:
+    """So what two of them do for real (test_e2e_compose.py), all of them do."""
+    services = compose(name)["services"]
+    kinds = {service.rpartition("-")[0] for service in services if service[-1].isdigit()}
+    assert "supernode" in kinds
+    for kind in kinds:
+        for i in NODES:
+            own = json.dumps(services[f"{kind}-{i}"])
+            as_first = re.sub(rf"(-|partition-id=){i}\b", r"\g<1>0", own)
+            assert json.loads(as_first) == services[f"{kind}-0"]
+            assert (as_first == own) == (i == 0)
 
 
 @needs_compose
