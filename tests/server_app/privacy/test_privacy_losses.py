@@ -34,7 +34,7 @@ def spending(stages: Stages) -> Spending:
 # is never below it:
 #   dp_accounting.pld.PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, g) of version 0.6.0,
 # with g = 1e-6, or a half where epsilon is small. Where that takes more than 6 GiB, since losses
-# are large, a coarser one: 2e-6 (b) or 1e-5 (c). It is as good there, for the test grants 2e-2: from
+# are large, a coarser one: 2e-6 (b) or 1e-5 (c). It is as good there, as the test grants 2e-2: from
 # 1e-4 to 1e-5 the answers fall by 4e-7 of epsilon at most, and on finer grids they rise by 3e-5 at
 # most, since dp_accounting loses digits.
 TABLE: list[tuple[Stages, float, float, float]] = [
