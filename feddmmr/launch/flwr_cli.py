@@ -3,12 +3,12 @@
 ``flwr`` exits with 0 when a run fails, and also when its JSON says ``"success": false``; so the
 JSON decides here, never the exit code.
 
-The connection ``local`` starts a SuperLink in the background, which keeps the environment and the
-working folder of the call that started it, and so do all its later runs. Hence:
+The connection ``local`` means a SuperLink in the background (local_superlink.py), which keeps the
+environment and the working folder of the call that started it, and so do all its later runs. Hence:
 
 - the folder is an empty one that stays (``$FLWR_HOME/feddmmr``): Ray's actors look for the
   ClientApp there before they look into the submitted bundle;
-- the programs beside this Python are first on ``PATH``, since ``flwr`` starts ``flower-superlink``;
+- the programs beside this Python are first on ``PATH``: ``flwr``, ``flower-superlink``;
 - ``RAY_ADDRESS=local``: each run starts a Ray of its own, instead of joining whatever cluster runs
   on the machine; ``FLWR_TELEMETRY_ENABLED=0``: nothing is reported to anybody. Both only where the
   caller has not set them, and only felt by a SuperLink that is started here.
@@ -29,6 +29,8 @@ from shared_model.errors import FedDMMRError
 
 ERROR_MARK = "error: "  # how the app begins the log line that says why it failed
 _ROUND = re.compile(r"stage \d( round |: resumed)")  # what the app says of a round that is saved
+PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
+LOCAL = "local"  # the connection whose SuperLink is this machine's own
 COMPLETED = "finished:completed"
 # Also when all went well: a run's process gives itself 5 s to say so, too few on a busy machine.
 NO_HEARTBEAT = "No heartbeat received from the task"
@@ -67,6 +69,19 @@ class SuperLink:
     connection: str
     environment: Mapping[str, str]
     folder: Path
+
+    @property
+    def flower_home(self) -> Path:
+        """Where Flower keeps connections and state."""
+        return self.folder.parent
+
+    @property
+    def port(self) -> int:
+        """Where the SuperLink of this machine listens, by the variable that Flower reads."""
+        port = self.environment.get(PORT, "39091")
+        if not port.isdecimal():
+            raise RunError("not a port", where=f"the variable {PORT}", got=port)
+        return int(port)
 
     def submit(self, app: Path, run_config: Path, federation_config: str) -> str:
         """Submit the app with a run-config file; returns the run's id."""
