@@ -239,14 +239,14 @@ def _run_here(settings: Overrides, num_supernodes: int) -> None:
 
 
 def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str) -> None:
-    """Run it to its end; again where Flower gave it up since its machine slept, say: it resumes."""
+    """Run it to its end; again where Flower or Ray gave it up for want of time: it resumes."""
     run_id, outcome, log = _submitted(superlink, app, overrides, nodes)
     for _ in range(_RESUMES):
-        if outcome.details != NO_HEARTBEAT:
+        reason = _given_up(outcome, log)
+        if not reason:
             break
         print(
-            f"run {run_id}: Flower heard nothing of it for a minute (did the machine sleep, or was "
-            f"it busy?); submitted again in {_LET_GO:g} s, and so resumed",
+            f"run {run_id}: {reason}; submitted again in {_LET_GO:g} s, and so resumed",
             file=sys.stderr,
         )
         time.sleep(_LET_GO)
@@ -254,6 +254,15 @@ def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str
             overrides = overrides | {"redo": False}
         run_id, outcome, log = _submitted(superlink, app, overrides, nodes)
     verdict(run_id, outcome, log.error)
+
+
+def _given_up(outcome: Outcome, log: Log) -> str:
+    """Why a run ended that only lacked time; empty for any other end."""
+    if outcome.details == NO_HEARTBEAT:
+        return "Flower heard nothing of it for a minute (did the machine sleep, or was it busy?)"
+    if outcome.status != COMPLETED and log.ray_late:
+        return "Ray could not start within its 30 s (the machine is busy)"
+    return ""
 
 
 def _submitted(

@@ -34,6 +34,7 @@ LOCAL = "local"  # the connection whose SuperLink is this machine's own
 COMPLETED = "finished:completed"
 # Also when all went well: a run's process gives itself 5 s to say so, too few on a busy machine.
 NO_HEARTBEAT = "No heartbeat received from the task"
+_RAY_LATE = "The current node timed out during startup"  # Ray gives itself 30 s, always
 _POLL_SECONDS = 2.0
 
 
@@ -60,6 +61,7 @@ class Log:
 
     error: str  # its last error line, or an empty string
     trained: bool  # whether a round was finished
+    ray_late: bool = False  # whether Ray had no time to start, so that nothing was begun
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class SuperLink:
 
     def follow(self, run_id: str) -> Log:
         """Copy the run's log to stdout until the run ends."""
-        error, trained = "", False
+        error, trained, ray_late = "", False, False
         with subprocess.Popen(  # noqa: S603 (our own arguments, no shell)
             ["flwr", "log", run_id, self.connection],  # noqa: S607 (on the PATH that we set)
             stdout=subprocess.PIPE,
@@ -105,9 +107,10 @@ class SuperLink:
                     print(line, end="", flush=True)
                     error = line.strip() if line.startswith(ERROR_MARK) else error
                     trained = trained or bool(_ROUND.match(line))
+                    ray_late = ray_late or _RAY_LATE in line
             finally:
                 log.terminate()
-        return Log(error.removeprefix(ERROR_MARK), trained)
+        return Log(error.removeprefix(ERROR_MARK), trained, ray_late)
 
     def wait(self, run_id: str) -> Outcome:
         """Ask until the run is over."""
