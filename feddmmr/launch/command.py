@@ -25,7 +25,7 @@ from feddmmr.launch.flwr_cli import (
     SuperLink,
     open_superlink,
 )
-from feddmmr.launch.local_superlink import reached
+from feddmmr.launch.local_superlink import is_own, reached
 from shared_model.errors import ConfigError
 from shared_model.stages import STAGES
 
@@ -78,7 +78,7 @@ def run(
     if in_process:
         _refuse_ignored(app, connection, cpus_per_node, gpus_per_node)
     to_start = list(range(len(runs)))
-    if connection == LOCAL:
+    if in_process or is_own(connection):
         from feddmmr.launch.preflight import runs_with_work
 
         to_start = runs_with_work(settings, num_supernodes)

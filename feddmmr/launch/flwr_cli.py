@@ -144,9 +144,14 @@ class SuperLink:
         return read_answer(arguments[0], done.stdout, done.stderr)
 
 
+def flower_home_of(outer: Mapping[str, str] = os.environ) -> Path:
+    """Where Flower keeps connections and state."""
+    return Path(outer.get("FLWR_HOME") or "~/.flwr").expanduser().absolute()
+
+
 def open_superlink(connection: str, outer: Mapping[str, str] = os.environ) -> SuperLink:
     """The connection with the environment and folder that its commands, and its SuperLink, get."""
-    flower_home = Path(outer.get("FLWR_HOME") or "~/.flwr").expanduser().absolute()
+    flower_home = flower_home_of(outer)
     folder = flower_home / "feddmmr"
     folder.mkdir(parents=True, exist_ok=True)
     programs = str(Path(sys.executable).parent)

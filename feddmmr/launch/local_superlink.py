@@ -19,7 +19,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from feddmmr.launch.flwr_cli import LOCAL, PORT, RunError, SuperLink, last_line
+from feddmmr.launch.flwr_cli import LOCAL, PORT, RunError, SuperLink, flower_home_of, last_line
 from shared_model.files import write_whole
 
 START_SECONDS = 900.0  # for a cold start on a busy machine: one of 40 s is nothing special
@@ -27,6 +27,7 @@ _SAID_AFTER = 3.0
 _PROBE_SECONDS = 10.0
 _LINES = 10  # of a log that are shown when its SuperLink dies
 _ON_DISK, _IN_MEMORY = ":local:", ":local-in-memory:"  # addresses of what Flower starts itself
+_OWN = (_ON_DISK, _IN_MEMORY)
 
 
 def reached(superlink: SuperLink) -> SuperLink:
@@ -35,28 +36,32 @@ def reached(superlink: SuperLink) -> SuperLink:
     ``RunError`` if that dies while it starts, with the last lines of its log, or does not answer
     within ``START_SECONDS``; it is not killed then, since that may damage its database.
     """
-    settings = _settings_of(superlink)
-    address = settings.get("address")
-    if address not in (_ON_DISK, _IN_MEMORY):
+    settings = _settings_of(superlink.flower_home, superlink.connection)
+    if settings.get("address") not in _OWN:
         return superlink  # one that somebody else starts, or no such connection: Flower says so
     state = superlink.flower_home / "local-superlink"
     state.mkdir(parents=True, exist_ok=True)
     with _alone(state / "start.lock"):
+        started = None
         if _health(superlink.port) == "absent":
-            _wait(superlink, _start(superlink, state, in_memory=address == _IN_MEMORY), state)
-        else:
-            _wait(superlink, None, state)
+            started = _start(superlink, state, in_memory=settings["address"] == _IN_MEMORY)
+        _wait(superlink, started, state)
     return _addressed(superlink, settings)
 
 
-def _settings_of(superlink: SuperLink) -> dict[str, Any]:
+def is_own(connection: str) -> bool:
+    """Whether a connection means the SuperLink of this machine, whose data and runs lie here."""
+    return _settings_of(flower_home_of(), connection).get("address") in _OWN
+
+
+def _settings_of(flower_home: Path, connection: str) -> dict[str, Any]:
     """The connection's table in Flower's config.toml; without that file, Flower's default."""
-    path = superlink.flower_home / "config.toml"
+    path = flower_home / "config.toml"
     if not path.is_file():
-        return {"address": _ON_DISK} if superlink.connection == LOCAL else {}
+        return {"address": _ON_DISK} if connection == LOCAL else {}
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-        table = found.get("superlink", {}).get(superlink.connection, {})
+        table = found.get("superlink", {}).get(connection, {})
     except (OSError, ValueError, AttributeError):  # Flower says what is wrong with it
         return {}
     return table if isinstance(table, dict) else {}

@@ -11,6 +11,7 @@ import pytest
 
 from client_app.data.dataset import Dataset
 from feddmmr.launch.command import own_app, parsed
+from feddmmr.launch.local_superlink import is_own
 from feddmmr.launch.preflight import runs_with_work
 from server_app.admission import stage_config
 from server_app.record.lock import Writer, held
@@ -78,6 +79,18 @@ def start(home: Path, *stages: int, **keys: Any) -> list[int]:
     given = {"home": str(home), "run": "a", **keys}
     runs = [parsed(own_app(), given | {"stage": stage}) for stage in stages]
     return runs_with_work(runs, 2)
+
+
+@pytest.mark.parametrize("connection", ["local", "mine"])
+def test_what_another_machine_has_is_not_looked_for_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connection: str
+) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    assert is_own("local")  # Flower's default, without a file
+    config = f'[superlink.{connection}]\naddress = "far.example:8000"\n[superlink.own]\n'
+    (tmp_path / "config.toml").write_text(config + 'address = ":local:"\n')
+    assert not is_own(connection)
+    assert is_own("own")
 
 
 def test_of_several_runs_those_from_the_first_with_work_on_are_started(
