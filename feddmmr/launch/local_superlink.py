@@ -158,12 +158,14 @@ def _output(state: Path) -> Path:
 
 def _died(code: int, state: Path) -> RunError:
     text = _output(state).read_text(encoding="utf-8", errors="replace")
-    for line in [line for line in text.splitlines() if line.strip()][-_LINES:]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line in lines[-_LINES:]:
         print(f"  {line}", file=sys.stderr)
+    errors = [line for line in lines if "Error" in line]  # a database's goes on for many lines
     return RunError(
         f"the local SuperLink ended with code {code} while it started",
         where=str(_output(state)),
-        got=last_line(text) or "nothing in its log",
+        got=last_line("\n".join(errors) or text) or "nothing in its log",
         todo=f"if it speaks of its database, which a start that was killed leaves damaged, "
         f"delete {state / 'state.db'}* (Flower's list of runs, no result) and run it again",
     )

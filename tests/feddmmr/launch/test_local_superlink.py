@@ -36,7 +36,8 @@ DIES = """#!{python}
 import sys
 for number in range(30):
     print("line", number, file=sys.stderr)
-sys.exit("table state_version already exists")
+print("sqlite3.OperationalError: table state_version already exists", file=sys.stderr)
+sys.exit("[SQL: CREATE TABLE state_version]")
 """
 Program = Callable[..., SuperLink]
 
@@ -118,11 +119,11 @@ def test_one_that_dies_is_told_with_the_end_of_its_log(
     superlink = program(DIES)
     with pytest.raises(RunError, match="ended with code 1 while it started") as died:
         reached(superlink)
-    assert "got table state_version already exists" in str(died.value)
+    assert "got sqlite3.OperationalError: table state_version already exists;" in str(died.value)
     assert f"delete {superlink.flower_home / 'local-superlink' / 'state.db'}*" in str(died.value)
     shown = capsys.readouterr().err.splitlines()
-    assert shown[0] == "  line 21"
-    assert shown[-1] == "  table state_version already exists"
+    assert shown[0] == "  line 22"
+    assert shown[-1] == "  [SQL: CREATE TABLE state_version]"
 
 
 def test_the_bound_is_named_and_nothing_is_killed(
