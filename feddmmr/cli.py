@@ -6,7 +6,8 @@ odd about data that are taken is one line as well, `warning: ...`.
 
 import sys
 import warnings
-from typing import TextIO
+from importlib.metadata import version
+from typing import Annotated, TextIO
 
 import typer
 
@@ -22,11 +23,28 @@ from feddmmr.runs import command as runs_command
 from shared_model.errors import DataWarning, FedDMMRError
 
 app = typer.Typer(
-    help="Federated multimodal sequential recommendation: data, features and runs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"feddmmr {version('feddmmr')}, flwr {version('flwr')}, torch {version('torch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Versions."),
+    ] = False,
+) -> None:
+    """Federated multimodal sequential recommendation: data, features and runs."""
+
+
 app.add_typer(data_commands.app, name="data")
 app.add_typer(features_command.app, name="features")
 app.add_typer(privacy_command.app, name="privacy")

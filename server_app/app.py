@@ -1,14 +1,14 @@
 """The ServerApp: read the config, meet the nodes, run the stages in order, print the result."""
 
 import platform
-from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.exit import add_exit_handler
 
+from server_app.admission import asked_stages, has_work, require_features, stage_config
 from server_app.aggregation.optimizers import ServerOptimizer
 from server_app.nodes.census import Census, take_census
 from server_app.nodes.novelty import novelty_threshold
@@ -23,17 +23,15 @@ from server_app.privacy.mechanism import noising_of
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.manifest import Manifest, open_manifest
-from server_app.record.schema import AppRecord, Config, ManifestDocument
+from server_app.record.schema import AppRecord, ManifestDocument
 from server_app.record.tensorboard import require_writer
 from server_app.rounds.loop import StageRun
 from server_app.rounds.strategy import StageStrategy
-from shared_model.errors import ConfigError, DataError, FedDMMRError, ManifestError
+from shared_model.errors import DataError, FedDMMRError, ManifestError
 from shared_model.fingerprint import app_sha256, arrays_sha256
 from shared_model.model.recommender import Arrays, Recommender, build, load_groups, read_groups
-from shared_model.model.router import MODALITIES
 from shared_model.protocol.config import Settings, parse_settings
-from shared_model.protocol.settings import fields_of
-from shared_model.stages import STAGES, Stage, stage_of
+from shared_model.stages import Stage
 
 app = ServerApp()
 
@@ -44,24 +42,30 @@ VERSION = "0.1.0"  # of the app; pyproject.toml has the same (a test compares)
 def main(grid: Grid, context: Context) -> None:
     """Entry point of ``flwr run``. An error is one line in the log and a failed run."""
     try:
-        federate(grid, parse_settings(context.run_config))
+        settings = parse_settings(context.run_config)
+        federate(grid, settings, flower_run=str(context.run_id))
     except FedDMMRError as error:
-        report.say(f"error: {error}")
-        raise error.with_traceback(None) from None  # Flower prints it twice; the line says it all
+        line = f"error: {error}"
+        report.say(line)
+        add_exit_handler(lambda: report.say(line))  # and last, after all that Flower says of it
+        raise error.with_traceback(None) from None
 
 
-def federate(grid: Grid, settings: Settings, secret: bytes | None = None) -> ManifestDocument:
+def federate(
+    grid: Grid, settings: Settings, secret: bytes | None = None, flower_run: str = ""
+) -> ManifestDocument:
     """Run what ``settings`` asks for on the nodes of ``grid``; returns the manifest's document.
 
     With differential privacy, each stage draws a ``secret`` for its noise, unless one is given: for
-    an audit, whose noise has to repeat and is never released.
+    an audit, whose noise has to repeat and is never released. ``flower_run`` is Flower's id of this
+    run, by which it can be stopped; empty without one.
     """
     require_writer(settings)
-    stages = list(STAGES.values()) if settings.stage == 0 else [stage_of(settings.stage)]
+    stages = asked_stages(settings)
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
     require_training(census)
-    _require_features(stages, census, settings.modalities)
-    with open_manifest(settings.home_folder, settings.run) as manifest:
+    require_features(stages, census.features(), census.dims, settings.modalities)
+    with open_manifest(settings.home_folder, settings.run, flower_run) as manifest:
         manifest.bind(app_record(), census.dataset(), census.features())
         report.say(f"{len(census.nodes)} nodes, {census.dataset()['users']} users")
         for stage in stages:
@@ -78,8 +82,7 @@ def _run_stage(
     stage: Stage,
     secret: bytes | None,
 ) -> None:
-    manifest.require_order(stage, _stage_config(settings))
-    if manifest.is_complete(stage.number) and not settings.redo:
+    if not has_work(settings, manifest, stage):
         report.say(
             f"stage {stage.number} ({stage.title}) is complete: nothing to do. To train it again: "
             f"--run-config 'stage={stage.number} redo=true', or another run='NAME'"
@@ -88,7 +91,7 @@ def _run_stage(
     require_one_promise(manifest, settings)
     old = manifest.stage(stage.number)
     goes_on = old is None or can_go_on(settings, manifest, old, census)
-    record = manifest.begin(stage, _stage_config(settings), settings.redo, goes_on)
+    record = manifest.begin(stage, stage_config(settings), settings.redo, goes_on)
     # It may refuse: then nothing is saved.
     ledger = open_ledger(settings, manifest, record, stage, census, secret)
     if record["app_sha256"] != app_sha256():
@@ -187,37 +190,6 @@ def require_training(census: Census) -> None:
             todo="import longer histories: lower --min-rating, raise --last, or hold out fewer "
             "items with --cold-fraction",
         )
-
-
-def _require_features(stages: list[Stage], census: Census, modalities: str) -> None:
-    """``ConfigError`` if a stage mixes content in and the nodes have none: before any training."""
-    mixing = [stage for stage in stages if stage.mixes]
-    if not mixing:
-        return
-    features: Mapping[str, Any] = census.features()
-    kinds = MODALITIES if modalities == "both" else (modalities,)
-    coverage = {kind: features[f"{kind}_coverage"] or 0.0 for kind in kinds}
-    if census.dims != (0, 0) and not any(coverage.values()):
-        raise ConfigError(
-            f"stage {mixing[0].number} needs features, and no item has any",
-            where=f"features.safetensors of the dataset, modalities={modalities!r}",
-            expected="a row that is not zero",
-            got=", ".join(f"{kind} coverage {share:.0%}" for kind, share in coverage.items()),
-            todo="see whether item ids and pictures match with `feddmmr features analyze`, encode "
-            "and import again, or choose other modalities",
-        )
-    if census.dims == (0, 0):
-        raise ConfigError(
-            f"stage {mixing[0].number} needs features, and the dataset has none",
-            where="features.safetensors of the dataset",
-            todo="make them with `feddmmr features encode` and import with --features, or run "
-            "the ID backbone alone with stage=1",
-        )
-
-
-def _stage_config(settings: Settings) -> Config:
-    """What a stage is trained with, for its record: all but what a resumed run may change."""
-    return {name: getattr(settings, name) for name in fields_of("run", "mixture", "stage")}
 
 
 def app_record() -> AppRecord:

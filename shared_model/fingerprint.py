@@ -5,9 +5,10 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # a manifest is read without torch
+    from torch import Tensor
 
 _PACKAGES = ("client_app", "server_app", "shared_model")
 
@@ -28,7 +29,7 @@ def app_sha256() -> str:
     return digest.hexdigest()
 
 
-def arrays_sha256(arrays: Mapping[str, Tensor]) -> str:
+def arrays_sha256(arrays: "Mapping[str, Tensor]") -> str:
     """Hash of named arrays: names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(arrays):

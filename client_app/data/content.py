@@ -104,7 +104,7 @@ def _read(dataset: Dataset) -> dict[str, npt.NDArray[np.float16]]:
     path = dataset.folder / FILE
     check_file(path, dataset.features_sha256)  # now: the dataset may have been opened hours ago
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
             arrays = {kind: file.get_tensor(kind) for kind in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise DataError("the features cannot be read", where=str(path), got=str(error)) from error

@@ -94,7 +94,7 @@ def full_softmax(
     weighted sum has a gradient. ``descents`` take the table's share of it at once, so that it is
     not kept, passed on and added up: the sum must then be differentiated as it is.
     """
-    sums: tuple[Tensor, Tensor] = _FullSoftmax.apply(  # type: ignore[no-untyped-call]
+    sums: tuple[Tensor, Tensor] = _FullSoftmax.apply(
         hidden, table, targets, weights, absent, descents
     )
     return sums

@@ -13,7 +13,10 @@ COLUMNS = ("hr@5", "hr@10", "ndcg@10", "mrr")  # of all in the JSON file: what 8
 
 
 def baselines(
-    dataset: Annotated[Path, typer.Argument(help="Folder of an imported dataset.")],
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of an imported dataset.", show_default="the demo"),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here.")
     ] = None,
@@ -26,7 +29,7 @@ def baselines(
 
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise DataError("the folder of the JSON file does not exist", where=str(json_file))
-    opened = open_dataset(dataset.resolve())
+    opened = open_dataset(dataset.resolve() if dataset else _demo())
     results = evaluate_baselines(opened, "test", seed)
     _print_table(opened.info["name"], results)
     for note in shortfalls({"all": next(iter(results.values()))}):  # the same for all of them
@@ -34,6 +37,15 @@ def baselines(
     if json_file is not None:
         facts = {"dataset": opened.info["name"], "split": "test", "seed": seed}
         write_output(json_file, json.dumps(facts | {"baselines": results}, indent=2) + "\n")
+
+
+def _demo() -> Path:
+    """The demo of the runs, below the run-config's own home."""
+    from client_app.data.demo import demo_dataset
+    from shared_model.protocol.config import default_config, parse_settings
+
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    return demo_dataset(parse_settings(default_config(project)).home_folder)
 
 
 def _print_table(name: str, results: dict[str, dict[str, dict[str, Any]]]) -> None:

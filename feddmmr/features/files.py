@@ -146,7 +146,7 @@ def _examples(ids: pd.Series) -> str:
 
 def _read_safetensors(path: Path) -> FeatureFiles:
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
             names = [name for name in (*KINDS, IDS) if name in file.keys()]  # noqa: SIM118
             arrays = {name: file.get_tensor(name) for name in names}
             facts = json.loads((file.metadata() or {}).get("feddmmr", "{}"))

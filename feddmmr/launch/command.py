@@ -11,12 +11,13 @@ import tempfile
 import time
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from feddmmr.launch.flwr_cli import (
     COMPLETED,
+    LOCAL,
     NO_HEARTBEAT,
     Log,
     Outcome,
@@ -24,14 +25,17 @@ from feddmmr.launch.flwr_cli import (
     SuperLink,
     open_superlink,
 )
+from feddmmr.launch.local_superlink import is_own, reached
 from shared_model.errors import ConfigError
 from shared_model.stages import STAGES
+
+if TYPE_CHECKING:
+    from shared_model.protocol.config import Settings
 
 Overrides = dict[str, Any]
 _RESUMES = 3
 _LET_GO = 30.0  # seconds: what still runs learns at its next heartbeat that it was given up
 INTERRUPTED = 130
-_LOCAL = "local"
 
 
 def run(
@@ -41,7 +45,7 @@ def run(
     config: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A TOML file of run-config keys, with tables like [stage-2] for one stage's; "
+            help=r"A TOML file of run-config keys, with tables like \[stage-2] for one stage's; "
             "later files win."
         ),
     ] = None,
@@ -61,7 +65,7 @@ def run(
     num_supernodes: Annotated[int, typer.Option(min=1, help="Simulated SuperNodes.")] = 2,
     cpus_per_node: Annotated[int, typer.Option(min=1, help="CPUs that one node takes.")] = 1,
     gpus_per_node: Annotated[float, typer.Option(min=0, help="GPUs that one node takes.")] = 0.0,
-    connection: Annotated[str, typer.Option(help="Connection of the Flower config.")] = _LOCAL,
+    connection: Annotated[str, typer.Option(help="Connection of the Flower config.")] = LOCAL,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="No SuperLink, no Ray: everything in this process.")
     ] = False,
@@ -70,17 +74,23 @@ def run(
     shortcuts = {"stage": stage, "run": name, "dataset": _absolute(dataset)}
     given = merge([], set_ or []) | {k: v for k, v in shortcuts.items() if v is not None}
     runs = by_stage(merge(config or [], []), given)
-    settings = [checked(app or own_app(), overrides) for overrides in runs]
+    settings = [parsed(app or own_app(), overrides) for overrides in runs]
+    if in_process:
+        _refuse_ignored(app, connection, cpus_per_node, gpus_per_node)
+    to_start = list(range(len(runs)))
+    if in_process or is_own(connection):
+        from feddmmr.launch.preflight import runs_with_work
+
+        to_start = runs_with_work(settings, num_supernodes)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if in_process:
-        _refuse_ignored(connection, cpus_per_node, gpus_per_node)
-        for values in settings:
-            _run_here(app, values, num_supernodes)
+        for place in to_start:
+            _run_here(vars(settings[place]), num_supernodes)
         return
     nodes = federation_config(num_supernodes, cpus_per_node, gpus_per_node)
-    superlink = open_superlink(connection)
-    for overrides in runs:
-        _run_there(superlink, app or own_app(), overrides, nodes)
+    superlink = _reached(connection)
+    for place in to_start:
+        _run_there(superlink, app or own_app(), runs[place], nodes)
 
 
 def own_app() -> Path:
@@ -142,9 +152,14 @@ def typed(text: str) -> bool | int | float | str:
 
 def checked(app: Path, overrides: Overrides) -> Overrides:
     """All settings by field name: the app's defaults under the overrides, each of them checked."""
+    return vars(parsed(app, overrides))
+
+
+def parsed(app: Path, overrides: Overrides) -> "Settings":
+    """The settings of a run: the app's defaults under the overrides, each of them checked."""
     from shared_model.protocol.config import parse_settings
 
-    return vars(parse_settings(defaults(app) | overrides))
+    return parse_settings(defaults(app) | overrides)
 
 
 def defaults(app: Path) -> Overrides:
@@ -191,8 +206,12 @@ def _absolute(dataset: str | None) -> str | None:
     return str(Path(dataset).expanduser().resolve()) if dataset else dataset
 
 
-def _refuse_ignored(connection: str, cpus: int, gpus: float) -> None:
-    given = {"--connection": connection != _LOCAL, "--cpus-per-node": cpus != 1}
+def _refuse_ignored(app: Path | None, connection: str, cpus: int, gpus: float) -> None:
+    if app is not None and app.resolve() != own_app():
+        raise ConfigError(
+            "--in-process runs this command's own app", expected=str(own_app()), got=str(app)
+        )
+    given = {"--connection": connection != LOCAL, "--cpus-per-node": cpus != 1}
     given["--gpus-per-node"] = gpus != 0
     if any(given.values()):
         raise ConfigError(
@@ -202,13 +221,17 @@ def _refuse_ignored(connection: str, cpus: int, gpus: float) -> None:
         )
 
 
-def _run_here(app: Path | None, settings: Overrides, num_supernodes: int) -> None:
+def _reached(connection: str) -> SuperLink:
+    """The connection; the SuperLink of this machine is started first, if it does not run."""
+    try:
+        return reached(open_superlink(connection))
+    except KeyboardInterrupt:
+        _interrupted("nothing was submitted; the SuperLink goes on starting")
+
+
+def _run_here(settings: Overrides, num_supernodes: int) -> None:
     from feddmmr.launch.in_process import run_in_process
 
-    if app is not None and app.resolve() != own_app():
-        raise ConfigError(
-            "--in-process runs this command's own app", expected=str(own_app()), got=str(app)
-        )
     try:
         run_in_process(num_supernodes, **settings)
     except KeyboardInterrupt:
@@ -216,14 +239,14 @@ def _run_here(app: Path | None, settings: Overrides, num_supernodes: int) -> Non
 
 
 def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str) -> None:
-    """Run it to its end; again where Flower gave it up since its machine slept, say: it resumes."""
+    """Run it to its end; again where Flower or Ray gave it up for want of time: it resumes."""
     run_id, outcome, log = _submitted(superlink, app, overrides, nodes)
     for _ in range(_RESUMES):
-        if outcome.details != NO_HEARTBEAT:
+        reason = _given_up(outcome, log)
+        if not reason:
             break
         print(
-            f"run {run_id}: Flower heard nothing of it for a minute (did the machine sleep, or was "
-            f"it busy?); submitted again in {_LET_GO:g} s, and so resumed",
+            f"run {run_id}: {reason}; submitted again in {_LET_GO:g} s, and so resumed",
             file=sys.stderr,
         )
         time.sleep(_LET_GO)
@@ -231,6 +254,15 @@ def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str
             overrides = overrides | {"redo": False}
         run_id, outcome, log = _submitted(superlink, app, overrides, nodes)
     verdict(run_id, outcome, log.error)
+
+
+def _given_up(outcome: Outcome, log: Log) -> str:
+    """Why a run ended that only lacked time; empty for any other end."""
+    if outcome.details == NO_HEARTBEAT:
+        return "Flower heard nothing of it for a minute (did the machine sleep, or was it busy?)"
+    if outcome.status != COMPLETED and log.ray_late:
+        return "Ray could not start within its 30 s (the machine is busy)"
+    return ""
 
 
 def _submitted(

@@ -20,6 +20,7 @@ from typing import Any
 
 from feddmmr.launch.access import Access
 from feddmmr.launch.flwr_cli import Outcome, RunError, SuperLink, last_line, open_superlink
+from feddmmr.launch.local_superlink import START_SECONDS
 
 CONNECTION = "federation"
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is gone
@@ -195,7 +196,7 @@ class Federation:
                 return True
             return False
 
-        eventually(listens, 60)
+        eventually(listens, START_SECONDS)
         if self.access.server_apps:
             self.start_superexec("server-apps", self.address, self.access.server_apps)
 

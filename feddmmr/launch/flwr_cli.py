@@ -3,12 +3,12 @@
 ``flwr`` exits with 0 when a run fails, and also when its JSON says ``"success": false``; so the
 JSON decides here, never the exit code.
 
-The connection ``local`` starts a SuperLink in the background, which keeps the environment and the
-working folder of the call that started it, and so do all its later runs. Hence:
+The connection ``local`` means a SuperLink in the background (local_superlink.py), which keeps the
+environment and the working folder of the call that started it, and so do all its later runs. Hence:
 
 - the folder is an empty one that stays (``$FLWR_HOME/feddmmr``): Ray's actors look for the
   ClientApp there before they look into the submitted bundle;
-- the programs beside this Python are first on ``PATH``, since ``flwr`` starts ``flower-superlink``;
+- the programs beside this Python are first on ``PATH``: ``flwr``, ``flower-superlink``;
 - ``RAY_ADDRESS=local``: each run starts a Ray of its own, instead of joining whatever cluster runs
   on the machine; ``FLWR_TELEMETRY_ENABLED=0``: nothing is reported to anybody. Both only where the
   caller has not set them, and only felt by a SuperLink that is started here.
@@ -29,9 +29,12 @@ from shared_model.errors import FedDMMRError
 
 ERROR_MARK = "error: "  # how the app begins the log line that says why it failed
 _ROUND = re.compile(r"stage \d( round |: resumed)")  # what the app says of a round that is saved
+PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
+LOCAL = "local"  # the connection whose SuperLink is this machine's own
 COMPLETED = "finished:completed"
 # Also when all went well: a run's process gives itself 5 s to say so, too few on a busy machine.
 NO_HEARTBEAT = "No heartbeat received from the task"
+_RAY_LATE = "The current node timed out during startup"  # Ray gives itself 30 s, always
 _POLL_SECONDS = 2.0
 
 
@@ -58,6 +61,7 @@ class Log:
 
     error: str  # its last error line, or an empty string
     trained: bool  # whether a round was finished
+    ray_late: bool = False  # whether Ray had no time to start, so that nothing was begun
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,19 @@ class SuperLink:
     environment: Mapping[str, str]
     folder: Path
 
+    @property
+    def flower_home(self) -> Path:
+        """Where Flower keeps connections and state."""
+        return self.folder.parent
+
+    @property
+    def port(self) -> int:
+        """Where the SuperLink of this machine listens, by the variable that Flower reads."""
+        port = self.environment.get(PORT, "39091")
+        if not port.isdecimal():
+            raise RunError("not a port", where=f"the variable {PORT}", got=port)
+        return int(port)
+
     def submit(self, app: Path, run_config: Path, federation_config: str) -> str:
         """Submit the app with a run-config file; returns the run's id."""
         options = ["--run-config", str(run_config), "--federation-config", federation_config]
@@ -75,7 +92,7 @@ class SuperLink:
 
     def follow(self, run_id: str) -> Log:
         """Copy the run's log to stdout until the run ends."""
-        error, trained = "", False
+        error, trained, ray_late = "", False, False
         with subprocess.Popen(  # noqa: S603 (our own arguments, no shell)
             ["flwr", "log", run_id, self.connection],  # noqa: S607 (on the PATH that we set)
             stdout=subprocess.PIPE,
@@ -90,9 +107,10 @@ class SuperLink:
                     print(line, end="", flush=True)
                     error = line.strip() if line.startswith(ERROR_MARK) else error
                     trained = trained or bool(_ROUND.match(line))
+                    ray_late = ray_late or _RAY_LATE in line
             finally:
                 log.terminate()
-        return Log(error.removeprefix(ERROR_MARK), trained)
+        return Log(error.removeprefix(ERROR_MARK), trained, ray_late)
 
     def wait(self, run_id: str) -> Outcome:
         """Ask until the run is over."""
@@ -126,9 +144,14 @@ class SuperLink:
         return read_answer(arguments[0], done.stdout, done.stderr)
 
 
+def flower_home_of(outer: Mapping[str, str] = os.environ) -> Path:
+    """Where Flower keeps connections and state."""
+    return Path(outer.get("FLWR_HOME") or "~/.flwr").expanduser().absolute()
+
+
 def open_superlink(connection: str, outer: Mapping[str, str] = os.environ) -> SuperLink:
     """The connection with the environment and folder that its commands, and its SuperLink, get."""
-    flower_home = Path(outer.get("FLWR_HOME") or "~/.flwr").expanduser().absolute()
+    flower_home = flower_home_of(outer)
     folder = flower_home / "feddmmr"
     folder.mkdir(parents=True, exist_ok=True)
     programs = str(Path(sys.executable).parent)

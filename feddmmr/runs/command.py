@@ -1,4 +1,4 @@
-"""`feddmmr runs`: list, show, verify, compare and report."""
+"""`feddmmr runs`: list, show, verify, compare, report and delete."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look at runs: list, verify, compare, report.", no_args_is_help=True)
+app = typer.Typer(help="Look at runs: list, verify, compare, report, delete.", no_args_is_help=True)
 
 Home = Annotated[
     Path | None, typer.Option(help="Folder of the runs.", show_default="as in the run-config")
@@ -93,6 +93,28 @@ def report(
 
     folder = home_folder(home)
     print(f"report: {write_report(read_run(folder, run), folder, dataset, out)}")
+
+
+@app.command()
+def delete(
+    run: Name,
+    home: Home = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a run with its checkpoints, whole or not at all; never one that is being written."""
+    from feddmmr.runs.delete import delete_run, warning
+    from feddmmr.runs.read import home_folder
+    from shared_model.errors import ConfigError
+
+    folder = home_folder(home)
+    about = warning(folder, run)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("deleting asks first, and nobody is there", todo="add --yes")
+        if not typer.confirm(f"{about} Delete it?"):
+            raise typer.Exit(1)
+    delete_run(folder, run)
+    print(f"deleted: {folder / 'runs' / run}")
 
 
 def _print(*parts: object) -> None:

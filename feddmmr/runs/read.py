@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from feddmmr.launch.command import checked, own_app
+from server_app.record.lock import Writer, writer_of
 from server_app.record.manifest_file import unsealed
 from server_app.record.schema import ManifestDocument, Split, StageRecord
 from shared_model.errors import ManifestError
+from shared_model.protocol.rules import RUN_NAME
 from shared_model.stages import STAGES
 
 _COUNTS = ("users", "items", "interactions", "cold_items")
@@ -33,6 +35,11 @@ class Run:
     def stages(self) -> list[tuple[int, StageRecord]]:
         """Number and record of the stages that were begun, in order."""
         return sorted((int(number), record) for number, record in self.data["stages"].items())
+
+    @property
+    def writer(self) -> Writer | None:
+        """The process that writes the run now, if one does."""
+        return writer_of(self.folder)
 
     def newest_complete(self) -> int:
         """The last stage that is complete, 0 if none is."""
@@ -61,7 +68,7 @@ def read_run(home: Path, name: str) -> Run:
             raise FileNotFoundError  # a name is one folder, not a path
         data = unsealed(path.read_bytes(), path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _no_such_run(home, name) from error
+        raise no_such_run(home, name) from error
     except OSError as error:
         raise ManifestError("unreadable manifest", where=str(path), got=str(error)) from error
     _require_facts(data, path)
@@ -78,17 +85,19 @@ def _require_facts(data: ManifestDocument, path: Path) -> None:
 
 
 def run_names(home: Path) -> list[str]:
-    """Every folder below ``home/runs``, by name."""
+    """Every folder below ``home/runs`` that a run may have, by name."""
     folder = home / "runs"
-    return (
-        sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    )
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and RUN_NAME.holds(p.name))
 
 
-def _no_such_run(home: Path, name: str) -> ManifestError:
+def no_such_run(home: Path, name: str) -> ManifestError:
     names = run_names(home)
     if name in names:
         todo = "wait for its first round, or see the log of the run"
+        if writer_of(home / "runs" / name) is None:  # a killed process: others leave no such folder
+            todo = f"submit it again, or `feddmmr runs delete {name}`"
         return ManifestError(
             "this run has saved nothing yet", where=str(home / "runs" / name), todo=todo
         )

@@ -25,6 +25,7 @@ from server_app.record.schema import StageRecord
 from shared_model.errors import ManifestError
 
 _STYLES = {"complete": "green", "running": "yellow", "failed": "red", "stale": "magenta"}
+_STYLES |= {"interrupted": "red"}  # the record says running, and no process writes the run
 _MARKS = {True: Text("ok", "green"), False: Text("WRONG", "bold red"), None: Text("-", "dim")}
 
 
@@ -50,7 +51,7 @@ def _overview_row(run: Run) -> list[Any]:
     data, newest = run.data["dataset"], run.newest_complete()
     stages = Text()
     for number, record in run.stages:
-        stages.append(" " if stages else "").append(_state(number, record))
+        stages.append(" " if stages else "").append(_state(run, number, record))
     tested = run.data["stages"][str(newest)] if newest else None
     figures = ["-", "-"]
     if tested is not None:
@@ -58,9 +59,11 @@ def _overview_row(run: Run) -> list[Any]:
     return [f"{data['users']} users, {data['items']} items", stages, run.age, *figures]
 
 
-def _state(number: int, record: StageRecord) -> Text:
+def _state(run: Run, number: int, record: StageRecord) -> Text:
     """A stage in a word, with its progress where it has not come to its end."""
-    status, done = record["status"], record["rounds"][-1]["round"] if record["rounds"] else 0
+    status, done = str(record["status"]), record["rounds"][-1]["round"] if record["rounds"] else 0
+    if status == "running" and run.writer is None:
+        status = "interrupted"
     progress = "" if status == "complete" else f" {done}/{rounds_of(number, record)}"
     return Text(f"{number} {status}{progress}", _STYLES[status])
 
@@ -82,6 +85,8 @@ def facts(run: Run) -> list[str]:
             for kind, encoder in sorted(features["encoders"].items(), reverse=True)
         )
         lines.append(f"features {shares}, sha256 {features['sha256'][:12]}")
+    if writer := run.writer:
+        lines.insert(1, f"writer   {writer}; to end it: {writer.ending}")
     for number, record in run.stages:
         if ledger := scalars(record["privacy"]):
             told = ", ".join(f"{key} {plain(value)}" for key, value in ledger.items())
@@ -103,7 +108,7 @@ def stages_table(run: Run) -> Table:
         losses = [e["loss"] for e in record["rounds"] if e["loss"] is not None]
         dropped = sum(len(entry["dropped"]) for entry in record["rounds"])
         table.add_row(
-            _state(number, record),
+            _state(run, number, record),
             f"{max(0, len(record['rounds']) - 1)}/{rounds_of(number, record)}",
             str(record["best_round"]),
             f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "-",

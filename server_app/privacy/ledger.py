@@ -14,7 +14,7 @@ from pathlib import Path
 
 from server_app.nodes.census import Census
 from server_app.privacy.accountant import Mechanism, Spending, affordable, epsilon
-from server_app.record.checkpoint import remove
+from server_app.record.artifact import remove
 from server_app.record.manifest import Manifest
 from server_app.record.schema import (
     AppRecord,

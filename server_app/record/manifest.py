@@ -1,17 +1,18 @@
 """The manifest: what a run is made of, which stages hold, and the order between them.
 
 Written last and atomically; a checkpoint counts only once the manifest names it. Two processes
-cannot write one run: the folder is locked while a run is open (the lock dies with its process).
+cannot write one run: its folder is locked while it is open (lock.py).
 What the file looks like, and what of it is refused, is in manifest_file.py.
 """
 
-import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO, cast
+from typing import cast
 
-from server_app.record.checkpoint import remove, write_atomically
+from server_app.record.artifact import remove, write_atomically
+from server_app.record.lock import Writer, held
 from server_app.record.manifest_file import Record as Record
 from server_app.record.manifest_file import sealed, unsealed
 from server_app.record.schema import (
@@ -29,6 +30,8 @@ from shared_model.errors import ManifestError
 from shared_model.fingerprint import file_sha256
 from shared_model.protocol.settings import fields_of
 from shared_model.stages import Stage, stage_of
+
+_CUT_OFF = ("running", "failed")
 
 
 class Manifest:
@@ -112,19 +115,24 @@ class Manifest:
         paths = {self.folder / file: sha256 for file, sha256 in named.items() if file}
         return all(path.is_file() and file_sha256(path) == paths[path] for path in paths)
 
+    def require_own_config(self, stage: Stage, config: Config, redo: bool) -> None:
+        """``ManifestError`` if a stage that was cut off would go on with other settings."""
+        old = self.stage(stage.number)
+        if old is not None and old["status"] in _CUT_OFF and not redo:
+            _require_same_config(old["config"], config, self.path)
+
     def begin(self, stage: Stage, config: Config, redo: bool, goes_on: bool = True) -> StageRecord:
         """The stage's record to go on with: a fresh one, or a cut-off one of the same config.
 
         A redone stage that was cut off resumes, too, unless that is what cannot be (its files are
         not as they were, or ``goes_on`` is false).
         """
+        self.require_own_config(stage, config, redo)
         old = self.stage(stage.number)
-        if old is not None and old["status"] in ("running", "failed"):
-            if not redo:
-                _require_same_config(old["config"], config, self.path)
-            if old["config"] == config and (not redo or (goes_on and self._is_whole(old))):
-                old["status"] = "running"
-                return old
+        cut_off = old is not None and old["status"] in _CUT_OFF and old["config"] == config
+        if old is not None and cut_off and (not redo or (goes_on and self._is_whole(old))):
+            old["status"] = "running"
+            return old
         if old is not None:
             redone = {"stage": stage.number, **old, "last": {}}
             self.data["superseded"].append(cast(SupersededStage, redone))
@@ -167,45 +175,27 @@ def checkpoint_names(data: ManifestDocument) -> set[str]:
 
 
 @contextmanager
-def open_manifest(home: Path, run: str) -> Iterator[Manifest]:
+def open_manifest(home: Path, run: str, flower_run: str = "") -> Iterator[Manifest]:
     """The manifest of ``home/runs/run``, locked; a new one if the run is new.
 
-    ``ManifestError`` if another process holds the run, its folder cannot be written, or the file
-    is not a manifest as it was saved.
+    ``flower_run`` is what others are told of who holds it. ``ManifestError`` if another process
+    holds the run, its folder cannot be written, or the file is not a manifest as it was saved. A
+    run of which nothing was saved leaves no folder.
     """
-    folder = home / "runs" / run
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise ManifestError(
-            "cannot write the run's folder",
-            where=str(folder),
-            got=str(error),
-            todo="choose a writable folder with home='/abs/path'",
-        ) from error
-    with lock:
-        _hold(lock, folder)
-        yield Manifest(folder, _read(folder / "manifest.json", run))
+    folder = run_folder(home, run)
+    with held(folder, Writer(os.getpid(), flower_run)):
+        yield read_manifest(home, run)
 
 
-def _hold(lock: TextIO, folder: Path) -> None:
-    """Lock until the file is closed, or its process dies."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ManifestError(
-            "another process writes this run",
-            where=str(folder),
-            todo="wait for it to end, or choose another name with run='NAME'",
-        ) from error
-    except OSError as error:
-        raise ManifestError(
-            "the run's folder cannot be locked",
-            where=str(folder),
-            got=str(error),
-            todo="choose a folder on a local file system with home='/abs/path'",
-        ) from error
+def read_manifest(home: Path, run: str) -> Manifest:
+    """The same, to look at: neither locked nor made. ``ManifestError`` for a damaged one."""
+    folder = run_folder(home, run)
+    return Manifest(folder, _read(folder / "manifest.json", run))
+
+
+def run_folder(home: Path, run: str) -> Path:
+    """Where all of a run lies."""
+    return home / "runs" / run
 
 
 def _read(path: Path, run: str) -> ManifestDocument:

@@ -43,7 +43,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x`` [..., K] times ``weight`` [N, K] plus ``bias`` [N] -> [..., N]."""
     if not _worth_it(x, weight):
         return functional.linear(x, weight, bias)
-    result: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    result: Tensor = _Linear.apply(x, weight, bias)
     return result
 
 

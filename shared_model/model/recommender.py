@@ -1,7 +1,6 @@
 """The model: an item table and a SASRec backbone, split into parameter groups by name."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,22 +11,10 @@ from shared_model.model.dropout import Dropout
 from shared_model.model.initial import Normal, Starts, initialise
 from shared_model.model.mixture import Mixture
 from shared_model.model.sasrec import EMBEDDING_STD, PAD, SASRec
+from shared_model.model.shape import ModelShape as ModelShape
 from shared_model.stages import STAGES, Stage, names_of
 
 Arrays = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What fixes every array's shape. Sizes are counts; ``num_items`` excludes padding."""
-
-    num_items: int
-    hidden: int
-    heads: int
-    blocks: int
-    max_length: int
-    visual: int = 0  # feature dimensions; what Stage 1 is built with does not depend on them
-    text: int = 0
 
 
 class Recommender(nn.Module):

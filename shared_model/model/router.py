@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from shared_model.model.initial import Starts
 from shared_model.model.matmul import Linear
-
-MODALITIES = ("visual", "text")
+from shared_model.model.shape import MODALITIES as MODALITIES
 
 
 class ItemCentricRouter(nn.Module):

@@ -1,5 +1,6 @@
 """The run-config, read once into ``Settings``. Defaults live in ``pyproject.toml`` alone."""
 
+import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,8 +47,18 @@ def _check_keys(given: set[str], known: set[str]) -> None:
                 where="run-config",
                 expected="the keys of [tool.flwr.app.config] in pyproject.toml",
                 got=", ".join(sorted(names)),
-                todo="correct the key's name" if what == "unknown" else "restore the default",
+                todo=_meant(names, known) if what == "unknown" else "restore the default",
             )
+
+
+def _meant(unknown: set[str], known: set[str]) -> str:
+    """What to do about unknown keys: for each that is like a known one, that one."""
+    near = [
+        f"{key}: did you mean {match[0]}?"
+        for key in sorted(unknown)
+        if (match := difflib.get_close_matches(key, sorted(known), n=1))
+    ]
+    return " ".join(near) or "correct the key's name (docs/configuration.md has them all)"
 
 
 def _checked(key: str, kind: type, rule: Rule, value: Value) -> Value:

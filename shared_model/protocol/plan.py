@@ -1,12 +1,14 @@
 """What a node is told to do in a round, and what it answers: plain frozen data, no flwr."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from torch import Tensor
 
 from shared_model.seeds import UInt64, mix, participates, stable_hash
+
+if TYPE_CHECKING:  # the command reads settings whenever it starts, and waits for no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ MIXTURE_LOGS = LOSS_LOGS + ROUTER_LOGS + MEMORY_LOGS
 class LocalUpdate:
     """A node's sums over its participating users; nodes add up to the round."""
 
-    arrays: dict[str, Tensor]  # sum of weight * delta, float32
+    arrays: "dict[str, Tensor]"  # sum of weight * delta, float32
     weight: float  # sum of weights
     loss: float  # sum over targets of the loss before the first local step, nats
     targets: int

@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, get_args
 
-from shared_model.model.recommender import ModelShape
-from shared_model.model.router import MODALITIES
+from shared_model.model.shape import MODALITIES, ModelShape
 from shared_model.protocol.plan import MixturePlan, RoundPlan
 from shared_model.protocol.rules import (
     DATASET,

@@ -165,7 +165,7 @@ def test_the_dockerfile_pins_flower_as_the_project_does() -> None:
     (version,) = re.findall(r"ARG FLWR_VERSION=(\S+)", text)
     assert f"flwr[simulation]=={version}" in dependencies
     printed = python("requirements.py", str(ROOT / "pyproject.toml")).stdout.split("\n")
-    assert printed[:2] == [f"flwr=={version}", "torch==2.13.0"]
+    assert printed[:2] == [f"flwr=={version}", "torch==2.15.0"]
     assert len(printed) == len(dependencies) + 1
     assert "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1" in text
     stages = re.split(r"^FROM ", text, flags=re.MULTILINE)

@@ -7,14 +7,16 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from client_app.data.dataset import Dataset
 from feddmmr.launch.federation import eventually, free_ports, processes_of
 from feddmmr.launch.in_process import run_in_process
 from tests.support.flower import (
+    PROGRAM,
     THREE_ROUNDS,
     TIMEOUT,
     Flower,
@@ -22,6 +24,7 @@ from tests.support.flower import (
     end_processes,
     largest_difference,
 )
+from tests.support.paths import ROOT
 
 pytestmark = [
     pytest.mark.slow,
@@ -73,39 +76,84 @@ def test_two_and_five_nodes_and_no_flower_give_the_same_model(
 def test_a_complete_stage_is_left_alone(
     flower: Flower, two_nodes: subprocess.CompletedProcess[str]
 ) -> None:
-    """What Flower's run wrote is as complete for the next one, which may do without Flower."""
     assert two_nodes.returncode == 0
     before = flower.manifest_bytes("two")
-    again = flower.run("--run", "two", "--num-supernodes", "2", "--in-process")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "stage 1 (ID backbone) is complete: nothing to do" in again.stdout
-    assert "redo=true" in again.stdout
-    assert "manifest: " in again.stdout
+    again = flower.run("--run", "two", "--num-supernodes", "2")
+    assert_refused(again, "stage 1 (ID backbone) is complete: nothing to do")
+    assert "redo=true" in again.stderr
     assert flower.manifest_bytes("two") == before
 
 
-def test_what_a_node_refuses_fails_the_command_in_one_line(flower: Flower) -> None:
-    """The app's line in the log, and once more as the last one of stderr."""
+def test_a_missing_dataset_fails_the_command(flower: Flower) -> None:
     done = flower.run("--run", "missing", "--dataset", "/nonexistent")
-    assert done.returncode == 1, done.stdout + done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert "the dataset folder does not exist; where: /nonexistent" in last
-    assert last in done.stdout.splitlines()
-    assert re.search(r"^run \d+ is finished:failed: ", done.stderr, re.MULTILINE)
+    assert_refused(done, "the dataset folder does not exist; where: /nonexistent")
     assert not (flower.home / "runs" / "missing").exists()
 
 
+def assert_refused(done: subprocess.CompletedProcess[str], line: str) -> None:
+    """Before anything starts: exit code 1, one line and nothing else."""
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert done.stderr.startswith(f"error: {line}")
+
+
+def test_what_the_app_alone_can_refuse_is_the_last_line_of_the_command(
+    flower: Flower,
+    two_nodes: subprocess.CompletedProcess[str],
+    make_dataset: Callable[..., Dataset],
+) -> None:
+    """The run is one of the demo; nobody compares its data before the nodes say what they have."""
+    assert two_nodes.returncode == 0
+    dataset = make_dataset({1: [1, 2, 3, 4], 2: [2, 3, 4, 5]}, num_items=5)
+    before = flower.manifest_bytes("two")
+    done = flower.run("--run", "two", "--dataset", str(dataset.folder), redo="true")
+    assert done.returncode == 1, done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "this run belongs to another dataset" in last
+    assert done.stdout.splitlines()[-1] == last
+    assert re.search(r"^run \d+ is finished:failed: ", done.stderr, re.MULTILINE)
+    assert flower.manifest_bytes("two") == before
+
+
+def test_a_wrong_value_in_plain_flwr_run_is_ours_first_and_last(
+    flower: Flower, two_nodes: subprocess.CompletedProcess[str]
+) -> None:
+    """Of all that Flower prints about a failed run, the app's own line comes first and last."""
+    assert two_nodes.returncode == 0  # and so its SuperLink runs, under the address found there
+    commands = Path(flower.environment["FLWR_HOME"]) / "feddmmr-cli"
+    config = f'num-rounds="ten" run="ten" home="{flower.home}"'
+    done = subprocess.run(
+        [Path(PROGRAM).with_name("flwr"), "run", ROOT, "local", "--stream", "--run-config", config],
+        env=flower.environment | {"FLWR_HOME": str(commands)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    ours = [n for n, line in enumerate(lines) if line.startswith("error: wrong value; where: run-")]
+    traces = [n for n, line in enumerate(lines) if "Traceback" in line]
+    assert traces, done.stdout + done.stderr
+    assert ours[0] < traces[0] <= traces[-1] < ours[-1] == len(lines) - 1
+    assert not (flower.home / "runs" / "ten").exists()
+
+
 def test_an_interrupt_stops_the_run(flower: Flower) -> None:
-    """SIGTERM is what CI sends; Ctrl-C takes the same way."""
+    """SIGTERM is what CI sends; Ctrl-C takes the same way. Until then nobody else may write it."""
+    printed: list[str] = []
     command = flower.command("--run", "long", **{"num-rounds": 100_000, "evaluate-every": 1000})
     with subprocess.Popen(
         command, env=flower.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as running:
         assert running.stdout is not None
         for line in running.stdout:
+            printed.append(line)
             if "round      1/100000" in line:
                 break
+        (run_id,) = re.findall(r"^run (\d+) on local$", "".join(printed), re.MULTILINE)
+        second = flower.run("--run", "long", **{"num-rounds": 100_000, "evaluate-every": 1000})
+        assert_refused(second, "another process writes this run")
+        assert f"Flower run {run_id} " in second.stderr
+        assert f"`flwr stop {run_id}`" in second.stderr
         running.send_signal(signal.SIGTERM)
         _, err = running.communicate(timeout=TIMEOUT)
     assert running.returncode == 130

@@ -96,8 +96,11 @@ def test_the_demo_rewards_sequence_over_popularity(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Without a folder the demo is meant, the one of the runs."""
     file = tmp_path / "baselines.json"
-    arguments = ["feddmmr", "baselines", str(demo_folder), "--json", str(file)]
+    (tmp_path / ".feddmmr").symlink_to(demo_folder.parent)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["feddmmr", "baselines", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as caught:
         cli.main()

@@ -10,6 +10,7 @@ import signal
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from client_app.data.dataset import Dataset
 from feddmmr import cli
 from feddmmr.launch.command import (
+    _given_up,
     as_toml,
     by_stage,
     checked,
@@ -32,6 +34,10 @@ from feddmmr.launch.command import (
     verdict,
 )
 from feddmmr.launch.flwr_cli import (
+    _RAY_LATE,
+    COMPLETED,
+    NO_HEARTBEAT,
+    Log,
     Outcome,
     RunError,
     open_superlink,
@@ -39,6 +45,7 @@ from feddmmr.launch.flwr_cli import (
     read_outcome,
 )
 from shared_model.errors import ConfigError
+from tests.support.fuzzing import cases
 
 Feddmmr = Callable[..., tuple[int, str, str]]
 TINY = ("hidden-size=8", "max-length=5", "num-rounds=1")
@@ -141,6 +148,7 @@ def test_settings_are_the_defaults_under_the_overrides() -> None:
     assert (settings["num_rounds"], settings["dropout"], settings["run"]) == (7, 0.0, "default")
 
 
+@cases(100)
 @given(
     st.dictionaries(
         st.sampled_from(["run", "seed", "lr"]),
@@ -223,6 +231,19 @@ def test_only_completed_runs_pass(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunError, match=r"^no such folder$"):
         verdict("7", Outcome("finished:failed", "NodeError"), "no such folder")
     assert capsys.readouterr().err == "run 7 is finished:failed: NodeError\n"
+
+
+def test_only_what_lacked_time_is_submitted_again() -> None:
+    """By what Flower 1.42 and Ray 2.55 say; a run that failed by itself is not tried again."""
+    failed = Outcome("finished:failed", "An error was encountered. Ending simulation.")
+    slept = Outcome("finished:failed", NO_HEARTBEAT)
+    assert "heard nothing" in _given_up(slept, Log("", True))
+    assert "30 s" in _given_up(failed, Log("", False, ray_late=True))
+    assert _given_up(failed, Log("no such folder", False)) == ""
+    assert _given_up(Outcome(COMPLETED, ""), Log("", True, ray_late=True)) == ""
+    node = files("ray").joinpath("_private/node.py").read_text()  # where it is said, and the bound
+    assert f'"{_RAY_LATE[:40]}' in node
+    assert "raylet_start_wait_time_s = 30" in node
 
 
 @pytest.mark.parametrize(

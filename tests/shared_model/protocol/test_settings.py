@@ -4,7 +4,7 @@ import re
 from dataclasses import fields, replace
 from typing import get_args
 
-from server_app.app import _stage_config
+from server_app.admission import stage_config
 from shared_model.protocol.config import default_config, key_of, parse_settings
 from shared_model.protocol.plan import MixturePlan, RoundPlan
 from shared_model.protocol.rules import Scope, Setting
@@ -45,7 +45,7 @@ def test_the_scopes_are_those_that_manifests_are_written_by() -> None:
 
 def test_a_stages_record_has_every_field_that_is_not_operational_in_order() -> None:
     expected = {k: v for k, v in vars(SETTINGS).items() if k not in OPERATIONAL}
-    assert list(_stage_config(SETTINGS).items()) == list(expected.items())
+    assert list(stage_config(SETTINGS).items()) == list(expected.items())
 
 
 def test_the_scopes_are_documented() -> None:
