@@ -21,6 +21,7 @@ from torch.nn import functional
 from client_app.data.content import content_dims, open_content
 from client_app.data.dataset import Dataset, Rows, open_dataset, split_view
 from client_app.memory.cache import Recall
+from client_app.training.batch_size import ON_CPU
 from client_app.training.mixture_objective import MixtureObjective
 from client_app.training.train import Mixing, train_round
 from shared_model.errors import WorkerError
@@ -70,8 +71,9 @@ class Work:
             return
         plan, recall = self.mixing
         recall = recall.with_backbone(_FROZEN)
-        for begin in range(0, len(rows), self.settings.users_per_batch):
-            batch = rows[begin : begin + self.settings.users_per_batch]
+        size = self.settings.users_per_batch or ON_CPU
+        for begin in range(0, len(rows), size):
+            batch = rows[begin : begin + size]
             ends = [np.array([length]) for length in self.dataset.train_lengths(batch)]
             recall.memories(self.model, batch, ends, recall.settings(plan))
 

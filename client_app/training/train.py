@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from client_app.data.dataset import Dataset, Rows
 from client_app.memory.cache import Recall
+from client_app.training.batch_size import BatchSize, batch_size
 from client_app.training.clipping import clipped_weights
 from client_app.training.losses import Descent
 from client_app.training.mixture_objective import MixtureObjective
@@ -44,21 +45,23 @@ def train_round(
     ``model`` holds the round's global arrays, and holds them again on return. One local step needs
     one backward pass a batch, since the sum of the users' gradients is the gradient of the sum.
     With more steps, or clipping, a user moves a copy of its own: on a GPU the copies of a batch are
-    stacked, on a processor they take turns. Stages 2 and 3 need ``mixing``.
+    stacked, on a processor they take turns. Stages 2 and 3 need ``mixing``. ``users_per_batch`` 0
+    is as many as fit.
 
     On a processor with several of torch's threads, each trains batches of its own: small products
     gain little from a second thread, other users gain all of it.
     """
     freeze(model, model.stage)
-    chosen = list(batch_rows(dataset, rows, plan, users_per_batch))
-    on_cpu = model.item_embedding.weight.device.type == "cpu"
-    workers = max(1, min(torch.get_num_threads(), len(chosen))) if on_cpu else 1
+    device = model.item_embedding.weight.device.type
+    size = batch_size(users_per_batch, device, plan.stage)
+    chosen = list(batch_rows(dataset, rows, plan, size.users))
+    workers = max(1, min(torch.get_num_threads(), len(chosen))) if device == "cpu" else 1
     if workers == 1:
-        return _train_batches(model, dataset, chosen, plan, mixing)
+        return _train_batches(model, dataset, chosen, plan, size, mixing)
 
     def share(worker: int) -> LocalUpdate:
         own = copy.deepcopy(model)
-        return _train_batches(own, dataset, chosen[worker::workers], plan, mixing)
+        return _train_batches(own, dataset, chosen[worker::workers], plan, size, mixing)
 
     with _single_threaded(), ThreadPoolExecutor(workers) as pool:
         first, *others = pool.map(share, range(workers))
@@ -83,9 +86,10 @@ def _train_batches(
     dataset: Dataset,
     chosen: Sequence[Rows],
     plan: RoundPlan,
+    size: BatchSize,
     mixing: Mixing | None,
 ) -> LocalUpdate:
-    """The summed update of some batches of users."""
+    """The summed update of some batches of users; one that does not fit is trained in halves."""
     objective: Objective = BackboneObjective(model, dataset, plan)
     if mixing is not None:
         objective = MixtureObjective(model, dataset, plan, *mixing)
@@ -95,9 +99,19 @@ def _train_batches(
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
     weight, nats, targets, participants = 0.0, 0.0, 0, 0
     logs: dict[str, float] = defaultdict(float)
-    for rows in chosen:
-        batch = objective.batch(rows)
-        losses = train_batch(model, objective, batch, plan, sums)
+    waiting = list(reversed(chosen))
+    while waiting:
+        rows = waiting.pop()
+        before = {} if on_cpu else {name: value.clone() for name, value in sums.items()}
+        try:
+            batch = objective.batch(rows)
+            losses = train_batch(model, objective, batch, plan, sums)
+        except torch.OutOfMemoryError as error:
+            for name, value in before.items():  # of what was added before memory ran out
+                sums[name].copy_(value)
+            waiting += reversed(size.halved(rows, error))
+            torch.cuda.empty_cache()
+            continue
         nats += float(losses.nats.sum())
         weight += float(batch.weights.sum())
         targets += batch.targets

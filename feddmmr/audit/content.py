@@ -116,7 +116,7 @@ def _cases_of(
 ) -> Iterator[tuple[str, Attacker, Score]]:
     settings = run.settings_of(record)
     own = privacy_of(settings, privacy.clip_norm, privacy.multiplier)
-    content = open_content(run.dataset, settings.modalities, settings.device)
+    content = open_content(run.dataset, settings.modalities, settings.torch_device)
     novelty = record["memory_novelty"]
     assert novelty is not None  # noqa: S101 (for the type checker: a stage that mixes has one)
     mixing = settings.mixing("", novelty)
@@ -149,7 +149,7 @@ def _model(
     """A stage's model as it was when the stage began, or with what it released."""
     stage = STAGES[number]
     shape = settings.shape(run.dataset.num_items, *content_dims(run.dataset))
-    model = build(shape, settings.seed, settings.device, stage, settings.initial_gate)
+    model = build(shape, settings.seed, settings.torch_device, stage, settings.initial_gate)
     load_groups(model, arrays, stage.loaded if began else stage.groups)
     return model
 

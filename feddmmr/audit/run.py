@@ -84,7 +84,7 @@ class AuditedRun:
     def model(self, arrays: Arrays | None = None) -> Recommender:
         """A model of its own on the audit's device: with these arrays, or as the run began."""
         shape = self.settings.shape(self.dataset.num_items)
-        model = build(shape, self.settings.seed, self.settings.device, STAGE)
+        model = build(shape, self.settings.seed, self.settings.torch_device, STAGE)
         if arrays is not None:
             load_groups(model, arrays, STAGE.trained)
         return model

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, get_args
 
+import torch
+
 from shared_model.model.recommender import ModelShape
 from shared_model.model.router import MODALITIES
 from shared_model.protocol.plan import MixturePlan, RoundPlan
@@ -91,7 +93,7 @@ class Settings:
     memory_long_term: Annotated[int, Setting(at_least(0), "mixture")]
     memory_novelty: Annotated[float, Setting(FINITE, "mixture")]
     memory_surprise: Annotated[float, Setting(FINITE, "mixture")]
-    users_per_batch: Annotated[int, Setting(at_least(1), "operational")]
+    users_per_batch: Annotated[int, Setting(at_least(0), "operational")]
     device: Annotated[str, Setting(DEVICE, "operational")]
 
     def shape(self, num_items: int, visual: int = 0, text: int = 0) -> ModelShape:
@@ -155,6 +157,13 @@ class Settings:
         """Share of the nodes that a round of training needs: ``min-participation``, or all where
         each draws a share of the noise, since a sum without one of them would lack it."""
         return 1.0 if self.private and self.dp_noise_on == "nodes" else self.min_participation
+
+    @property
+    def torch_device(self) -> str:
+        """The device by torch's name; "auto" is the first GPU that this process sees, if any."""
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
 
     @property
     def home_folder(self) -> Path:
