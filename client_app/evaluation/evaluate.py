@@ -11,6 +11,7 @@ from client_app.data.dataset import Dataset, Ints, Rows, Split, cold_rows, input
 from client_app.evaluation.cases import Cases, make_cases, protocol_ranks
 from client_app.evaluation.target_groups import BUCKET_PROTOCOLS, buckets, candidates, groups_of
 from client_app.memory.cache import Recall
+from shared_model.device import on_device
 from shared_model.memory.memory import MemorySettings
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Candidates
@@ -38,7 +39,7 @@ def evaluate_users(
     """
     sums = MetricSums()
     device = model.item_embedding.weight.device
-    unscored = torch.from_numpy(dataset.cold & (mixing is None)).to(device)
+    unscored = on_device(dataset.cold & (mixing is None), device)
     mixed = _Mixed(model, *mixing) if mixing else None
     for part, batch in _batches(dataset, rows, split, _batch_size(dataset, device)):
         cases = {
@@ -53,7 +54,7 @@ def evaluate_users(
         else:
             scores, as_cold = mixed.scores(hidden, one.targets, batch, lengths)
             if "all" in cases:
-                among = torch.from_numpy(candidates(dataset, "all")).to(device)
+                among = on_device(candidates(dataset, "all"), device)
                 for protocol, ranks in protocol_ranks(as_cold, cases["all"], among).items():
                     sums.add("as-cold", protocol, ranks)
         for group, protocol, ranks in _ranks(dataset, cases, scores, lengths):
@@ -66,7 +67,7 @@ def _ranks(
 ) -> Iterator[tuple[str, str, Ranks]]:
     """Group or bucket, protocol, and ranks of its users. Scores [B, I+1], input lengths [B]."""
     for group, of_group in cases.items():
-        among = torch.from_numpy(candidates(dataset, group)).to(scores.device)
+        among = on_device(candidates(dataset, group), scores.device)
         ranks = protocol_ranks(scores, of_group, among)
         for protocol in ranks:
             yield group, protocol, ranks[protocol]
@@ -108,7 +109,7 @@ class _Mixed:
         self.model, self.settings, self.recall = model, settings, recall
         device = model.item_embedding.weight.device
         everything = torch.arange(recall.dataset.num_items + 1, device=device)
-        cold = torch.from_numpy(recall.dataset.cold).to(device)
+        cold = on_device(recall.dataset.cold, device)
         items = shared_candidates(model, recall.content, everything, cold)
         self.catalogue = model.catalogue(items)
 

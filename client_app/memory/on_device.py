@@ -20,6 +20,7 @@ from client_app.data.content import Content
 from client_app.data.dataset import Dataset, Ints, Rows
 from client_app.memory.cache import Bank, Recall
 from client_app.memory.surprise import judged
+from shared_model.device import on_device
 from shared_model.memory.cosines import GRID
 from shared_model.memory.memory import EMPTY, MemorySettings, left
 from shared_model.model.recommender import Recommender
@@ -58,13 +59,13 @@ class _Decided:
         self.dataset, self.device = dataset, content.visual.device
         self.key: tuple[str, MemorySettings] | None = None
         self.counts = np.zeros(dataset.num_users, dtype=np.int64)  # decided upon, of each user
-        self.items = torch.from_numpy(dataset.items.astype(np.int32)).to(self.device)
+        self.items = on_device(dataset.items.astype(np.int32), self.device)
         self.kept = torch.zeros_like(self.items)  # whose item is held, counted in the history
         self.until = torch.zeros_like(self.items)
         self.surprising, self.written = torch.zeros(
             (2, len(self.items)), dtype=torch.uint8, device=self.device
         )
-        rounded = torch.from_numpy(content.combined).to(self.device).mul_(GRID).round_().div_(GRID)
+        rounded = on_device(content.combined, self.device).mul(GRID).round_().div_(GRID)
         self.features = rounded  # [I + 1, F], products of which are exact
 
     @cached_property
@@ -107,7 +108,7 @@ class DeviceRecall(Recall):
             own = torch.zeros((len(short), size), dtype=torch.uint8, device=decided.device)
             own.scatter_reduce_(1, items, short[:, 0].byte(), "amax")
             own.scatter_reduce_(1, origins, long[:, 0].byte(), "amax")
-            held[torch.from_numpy(part).to(held.device)] = own.bool()
+            held[on_device(part, held.device)] = own.bool()
         held[:, EMPTY] = False
         return held
 
@@ -126,7 +127,7 @@ class DeviceRecall(Recall):
         groups = list(_groups(counts, places.shape[1]))
         parts = [self._banks(decided, rows[part], places[part], settings) for part in groups]
         widest = max(bank.items.shape[1] for bank, _ in parts)
-        back = torch.from_numpy(np.argsort(np.concatenate(groups))).to(decided.device)
+        back = on_device(np.argsort(np.concatenate(groups)), decided.device)
         items, held = (
             torch.cat([_widened(getattr(bank, name), widest) for bank, _ in parts])[back]
             for name in ("items", "held")
@@ -142,16 +143,17 @@ class DeviceRecall(Recall):
         # Nobody meets an item twice in a dataset: an interaction's place is the item's column.
         origins = history.kept[:, None].expand(long.shape)
         held = short.byte().scatter_reduce_(2, origins, long.byte(), "amax")  # [B, P, N]
-        used = held.any(1)  # [B, N]
+        used = held.amax(1).bool()  # [B, N]
         size = max(1, int(used.sum(1).max()))
         order = torch.argsort(~used, dim=1, stable=True)[:, :size]  # [B, L]
         mine = used.gather(1, order)
         items = torch.where(mine, history.items.gather(1, order).long(), EMPTY)
         apart = held.gather(2, order[:, None].expand(-1, held.shape[1], -1)).bool()
         end = np.array([left(int(n), settings) for n in places.max(1, initial=0)])
-        before = history.before(torch.from_numpy(end).to(decided.device))
+        told = on_device(end, decided.device)
+        before = history.before(told)
         logs = [
-            torch.from_numpy(end).to(decided.device),
+            told,
             (history.written & before).sum(1),
             short.sum(2).amax(1),
             long.sum(2).amax(1),
@@ -184,17 +186,17 @@ class DeviceRecall(Recall):
         """Mark what surprises; what is not judged yet is not decided upon yet."""
         losses, places, _ = judged(model, self.dataset, rows, counts, settings.short_term)
         surprising = losses >= torch.tensor(settings.surprise, dtype=losses.dtype)
-        decided.surprising[torch.from_numpy(places).to(decided.device)] = surprising.byte()
+        decided.surprising[on_device(places, decided.device)] = surprising.byte()
 
 
 class _Histories:
-    """The first ``counts`` [B] interactions of users as rows [B, N]; what is beyond is never held."""
+    """The first ``counts`` [B] interactions of users, as rows [B, N]; those beyond are never held."""
 
     def __init__(self, decided: _Decided, rows: Rows, counts: Ints) -> None:
         longest = max(1, int(counts.max()))
         self.places = torch.arange(longest, device=decided.device)
-        self.counts = torch.from_numpy(counts).to(decided.device)
-        starts = torch.from_numpy(decided.dataset.indptr[rows]).to(decided.device)
+        self.counts = on_device(counts, decided.device)
+        starts = on_device(decided.dataset.indptr[rows], decided.device)
         flat = starts[:, None] + self.places.clamp(max=(self.counts - 1).clamp(min=0)[:, None])
         self.items, self.until = decided.items[flat], decided.until[flat]
         self.kept = decided.kept[flat].long()
@@ -206,7 +208,7 @@ class _Histories:
 
     def remembered(self, positions: Ints, settings: MemorySettings) -> tuple[Tensor, Tensor]:
         """What the two tiers hold before positions [B, P]: two of bool [B, P, N]."""
-        before = torch.from_numpy(positions).to(self.places.device)[..., None]
+        before = on_device(positions, self.places.device)[..., None]
         recent = before - settings.short_term
         short = (self.places >= recent) & (self.places < before)
         moment = recent.clamp(min=0) if settings.long_term else recent.new_zeros(())
@@ -220,8 +222,8 @@ def _scan(decided: _Decided, rows: Rows, ends: Ints, settings: MemorySettings) -
 
     dataset, device = decided.dataset, decided.device
     longest = int(ends.max())
-    frequent = torch.from_numpy(np.log1p(np.arange(longest + 2))).to(device)
-    recent = torch.from_numpy(np.exp(-np.arange(longest) / settings.recency)).to(device)
+    frequent = on_device(np.log1p(np.arange(longest + 2)), device)
+    recent = on_device(np.exp(-np.arange(longest) / settings.recency), device)
     limits = [settings.novelty, settings.duplicate]
     thresholds = torch.tensor(limits, dtype=torch.float64, device=device)
     slots = 1 << max(0, settings.long_term - 1).bit_length()
@@ -230,8 +232,8 @@ def _scan(decided: _Decided, rows: Rows, ends: Ints, settings: MemorySettings) -
         tables = torch.arange(users, device=device) * (0 if places is decided.items else stride**2)
         scan[(users,)](
             places,
-            torch.from_numpy(dataset.indptr[rows[part]]).to(device),
-            torch.from_numpy(ends[part].astype(np.int32)).to(device),
+            on_device(dataset.indptr[rows[part]], device),
+            on_device(ends[part].astype(np.int32), device),
             tables,
             table,
             decided.surprising,
@@ -243,7 +245,7 @@ def _scan(decided: _Decided, rows: Rows, ends: Ints, settings: MemorySettings) -
             decided.written,
             stride,
             settings.long_term,
-            SLOTS=slots,
+            width=slots,
             num_warps=1,
         )
 
@@ -272,7 +274,7 @@ def _own_places(decided: _Decided) -> Tensor:
     """Each interaction's place in its history: int32, as ``items``."""
     indptr = decided.dataset.indptr
     own = np.arange(indptr[-1]) - np.repeat(indptr[:-1], np.diff(indptr))
-    return torch.from_numpy(own.astype(np.int32)).to(decided.device)
+    return on_device(own.astype(np.int32), decided.device)
 
 
 def _groups(counts: Ints, positions: int | None) -> Iterator[npt.NDArray[np.intp]]:

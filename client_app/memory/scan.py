@@ -29,7 +29,7 @@ def scan(
     written,  # uint8 [interactions]
     stride,
     slots,
-    SLOTS: tl.constexpr,
+    width: tl.constexpr,  # a power of two, at least ``slots``
 ):
     """Decide about a user's interactions in turn."""
     user = tl.program_id(0)
@@ -38,11 +38,11 @@ def scan(
     table = cosines + tl.load(tables + user)
     novel = tl.load(thresholds)
     duplicate = tl.load(thresholds + 1)
-    lane = tl.arange(0, SLOTS)
-    column = tl.zeros([SLOTS], tl.int32)  # of the item that a slot holds
-    origin = tl.zeros([SLOTS], tl.int32)  # the interaction that it came from
-    refreshed = tl.zeros([SLOTS], tl.int32)
-    frequency = tl.zeros([SLOTS], tl.int32)
+    lane = tl.arange(0, width)
+    column = tl.zeros([width], tl.int32)  # of the item that a slot holds
+    origin = tl.zeros([width], tl.int32)  # the interaction that it came from
+    refreshed = tl.zeros([width], tl.int32)
+    frequency = tl.zeros([width], tl.int32)
     size = count * 0
     for now in range(count):
         coming = tl.load(places + start + now)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from client_app.data.dataset import Dataset, Ints, Rows
+from shared_model.device import on_device
 from shared_model.memory.memory import Floats
 from shared_model.model.dropout import Dropout
 from shared_model.model.matmul import product
@@ -60,9 +61,9 @@ def judged(
 def _window_losses(model: Recommender, dataset: Dataset, items: Ints, size: int) -> Tensor:
     """Losses of the last ``size`` items of each window [W, width + 1]: float32 [W, size]."""
     table = model.item_embedding.weight
-    warm = torch.from_numpy(dataset.warm).to(table.device)
+    warm = on_device(dataset.warm, table.device)
     at_once = _at_once(table, size)
-    windows = torch.from_numpy(items.astype(np.int64)).to(table.device)
+    windows = on_device(items.astype(np.int64), table.device)
     losses = torch.empty((len(items), size), device=table.device)
     for start in range(0, len(items), at_once):
         part = windows[start : start + at_once]

@@ -4,13 +4,11 @@ import warnings
 from functools import lru_cache
 
 import numpy as np
-import torch
-
 from client_app.data.dataset import Rows
 from shared_model.errors import NodeError
 
 ON_CPU = 16  # their activations stay in a processor's cache
-ON_GPU = 1024  # at first: from here on a GPU gains nothing, and padding to the longest costs
+ON_GPU = 128  # at first: with more, what is padded to the longest costs more than it gains
 
 
 class BatchSize:
@@ -20,16 +18,16 @@ class BatchSize:
         """``asked`` users, or (0) as many as fit on a ``device`` of torch's type."""
         self.users = asked or (ON_CPU if device == "cpu" else ON_GPU)
 
-    def halved(self, rows: Rows, error: torch.OutOfMemoryError) -> list[Rows]:
+    def halved(self, rows: Rows, reason: str) -> list[Rows]:
         """Two halves of a batch that did not fit; so large will no other be. ``NodeError`` if it
         was one user."""
         if len(rows) == 1:
             raise NodeError(
                 "the memory of the device does not hold the training of one user",
                 expected="a smaller model or catalogue, or a larger device",
-                got=str(error),
+                got=reason,
                 todo="set device='cpu', or smaller hidden-size, max-length or targets-per-user",
-            ) from error
+            )
         half = -(-len(rows) // 2)
         if half < self.users:
             self.users = half

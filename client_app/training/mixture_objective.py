@@ -17,6 +17,7 @@ from client_app.memory.cache import Recall
 from client_app.training.losses import Descent
 from client_app.training.objective import Batch, Losses, aggregation_weights, descend, learned_by
 from client_app.training.sampled_softmax import among_targets, draw_sample, next_item_loss
+from shared_model.device import on_device
 from shared_model.memory.memory import EMPTY
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Candidates, Memories, Scores
@@ -70,16 +71,16 @@ class MixtureObjective:
             "negative": sample.negative,
             "log_weights": sample.log_weights,
         }
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {name: on_device(array, self.device) for name, array in arrays.items()}
         tensors |= {"bank": bank.items, "held": bank.held, "memory": counts}
         weights = aggregation_weights(
-            torch.from_numpy((targets != PAD).sum(1)), self.plan.weighting
+            on_device((targets != PAD).sum(1), self.device), self.plan.weighting
         )
         return Batch(
             self.dataset.user_keys[rows],
-            weights.to(self.device),
+            weights,
             int(real.sum()),
-            {name: tensor.to(self.device) for name, tensor in tensors.items()},
+            tensors,
         )
 
     def single_user(self, batch: Batch, user: int) -> Batch:

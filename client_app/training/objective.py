@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from client_app.data.dataset import Dataset, Rows, has_training, pad_batch
 from client_app.training.losses import Descent, full_softmax
+from shared_model.device import on_device
 from shared_model.model.dropout import Dropout
 from shared_model.model.matmul import rounded
 from shared_model.model.recommender import Arrays, Recommender
@@ -118,11 +119,11 @@ class BackboneObjective:
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""
         padded = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
-        inputs, targets = (torch.from_numpy(part).to(self.absent.device) for part in padded)
-        counts = (targets != PAD).sum(1)
+        inputs, targets = (on_device(part, self.absent.device) for part in padded)
+        counts = (padded[1] != PAD).sum(1)
         return Batch(
             self.dataset.user_keys[rows],
-            aggregation_weights(counts, self.plan.weighting),
+            aggregation_weights(on_device(counts, self.absent.device), self.plan.weighting),
             int(counts.sum()),
             {"inputs": inputs, "targets": targets},
         )

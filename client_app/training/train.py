@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from client_app.training.objective import (
     batch_rows,
     stack_losses,
 )
+from shared_model.device import on_device
 from shared_model.model.matmul import plain_products
 from shared_model.model.recommender import Arrays, Recommender, freeze, read_groups
 from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
@@ -97,33 +99,64 @@ def _train_batches(
     whole = plan.local_steps == 1 and plan.clip_norm == 0  # a sum of users needs no user's own
     train_batch = _one_step if whole else _in_turn if on_cpu else _side_by_side
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
-    weight, nats, targets, participants = 0.0, 0.0, 0, 0
-    logs: dict[str, float] = defaultdict(float)
+    told: list[_Told] = []
     waiting = list(reversed(chosen))
     while waiting:
         rows = waiting.pop()
         before = {} if on_cpu else {name: value.clone() for name, value in sums.items()}
         try:
             batch = objective.batch(rows)
-            losses = train_batch(model, objective, batch, plan, sums)
-        except torch.OutOfMemoryError as error:
-            for name, value in before.items():  # of what was added before memory ran out
-                sums[name].copy_(value)
-            waiting += reversed(size.halved(rows, error))
-            torch.cuda.empty_cache()
+            told.append(_Told.of(batch, train_batch(model, objective, batch, plan, sums)))
             continue
-        nats += float(losses.nats.sum())
-        weight += float(batch.weights.sum())
-        targets += batch.targets
-        participants += len(batch.keys)
-        for name, value in losses.logs.items():
-            logs[name] += float(value.sum())
-    return LocalUpdate(sums, weight, nats, targets, participants, dict(logs))
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        for name, value in before.items():  # without what was added before memory ran out
+            sums[name].copy_(value)
+        waiting += reversed(size.halved(rows, reason))
+        torch.cuda.empty_cache()
+    return _summed(sums, told)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a batch says of itself: sums over its users, still on the device.
+
+    Read when all batches are trained: so nothing waits for a GPU's answer, and a batch is prepared
+    while the one before trains.
+    """
+
+    weight: Tensor
+    nats: Tensor
+    logs: Arrays
+    targets: int
+    participants: int
+
+    @classmethod
+    def of(cls, batch: Batch, losses: Losses) -> "_Told":
+        logs = {name: value.sum() for name, value in losses.logs.items()}
+        sums = batch.weights.sum(), losses.nats.sum(), logs
+        return cls(*sums, batch.targets, len(batch.keys))
+
+
+def _summed(sums: Arrays, told: Sequence[_Told]) -> LocalUpdate:
+    """What batches came to."""
+    logs: dict[str, float] = defaultdict(float)
+    for batch in told:
+        for name, value in batch.logs.items():
+            logs[name] += float(value)
+    return LocalUpdate(
+        sums,
+        sum((float(batch.weight) for batch in told), 0.0),
+        sum((float(batch.nats) for batch in told), 0.0),
+        sum(batch.targets for batch in told),
+        sum(batch.participants for batch in told),
+        dict(logs),
+    )
 
 
 def _dropout_keys(batch: Batch, plan: RoundPlan, step: int) -> Tensor:
     """The batch's dropout names in a local step. [B] int64."""
-    return torch.from_numpy(plan.dropout_keys(batch.keys, step)).to(batch.weights.device)
+    return on_device(plan.dropout_keys(batch.keys, step), batch.weights.device)
 
 
 def _one_step(

@@ -1,4 +1,4 @@
-"""The mixture's scores of a whole catalogue: what depends on items alone is made once, for all users.
+"""The mixture's scores of a whole catalogue: what depends on items alone is made once for all.
 
 The formula is ``Mixture.forward``'s (a test compares), arranged for evaluation, where every user
 ranks the same candidates at one position: its memory then only chooses columns of tables over
@@ -88,7 +88,8 @@ class WholeCatalogue:
         unknown = torch.zeros(1, 1, len(targets), dtype=torch.bool, device=self.device)
         tokens = (torch.stack(parts, -1)[None, None] for parts in (logits, values))
         aux = fusion(*tokens, self.weights[:, targets], unknown)[0, 0]  # [B]
-        return (sequence * content).sum(-1) + self.mixture.gate * aux
+        scores: Tensor = (sequence * content).sum(-1) + self.mixture.gate * aux
+        return scores
 
     def _scores(
         self,

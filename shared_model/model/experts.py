@@ -75,7 +75,8 @@ class SemanticExpert(nn.Module):
 
     def compared(self, queries: Tensor, key: Tensor) -> Tensor:
         """The same from what ``queries`` made of the vectors."""
-        return queries @ key.mT * key.shape[-1] ** -0.5
+        logits: Tensor = queries @ key.mT * key.shape[-1] ** -0.5
+        return logits
 
     def values(self, memory: Tensor) -> Tensor:
         """``memory`` [B, L, S] -> [B, H, L, S]: each head's share of the output."""

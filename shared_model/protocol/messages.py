@@ -89,7 +89,7 @@ def _tensor(name: str, data: bytes) -> torch.Tensor:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("not .npy 1.0")
         shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
-        flat = np.frombuffer(data[stream.tell() :], dtype).copy()
+        flat = np.frombuffer(data, dtype, offset=stream.tell()).copy()
         return torch.from_numpy(flat.reshape(shape, order="F" if by_column else "C"))
     except Exception as error:  # a peer's bytes fail in a dozen ways, all of which are one
         got = f"{type(error).__name__}: {error}"[:200]
