@@ -97,6 +97,12 @@ class Recall:
             )
         ]
 
+    def foresee(
+        self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
+    ) -> None:
+        """That users will be asked for, by what they remember of ``counts`` [B] interactions: of
+        use where many at once cost no more than a few, so not on a processor."""
+
     def held(
         self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
     ) -> Tensor:

@@ -93,6 +93,12 @@ class DeviceRecall(Recall):
         """The memories of a dataset's users, of which nothing is decided yet."""
         return cls(dataset, content, _decided=_Decided(dataset, content))
 
+    def foresee(
+        self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
+    ) -> None:
+        """Decide about all of them now."""
+        self._decide(model, rows, counts, settings)
+
     def held(
         self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
     ) -> Tensor:
@@ -190,7 +196,7 @@ class DeviceRecall(Recall):
 
 
 class _Histories:
-    """The first ``counts`` [B] interactions of users, as rows [B, N]; those beyond are never held."""
+    """The first ``counts`` [B] interactions of users, as rows [B, N]; no others are ever held."""
 
     def __init__(self, decided: _Decided, rows: Rows, counts: Ints) -> None:
         longest = max(1, int(counts.max()))
@@ -225,7 +231,7 @@ def _scan(decided: _Decided, rows: Rows, ends: Ints, settings: MemorySettings) -
     frequent = on_device(np.log1p(np.arange(longest + 2)), device)
     recent = on_device(np.exp(-np.arange(longest) / settings.recency), device)
     limits = [settings.novelty, settings.duplicate]
-    thresholds = torch.tensor(limits, dtype=torch.float64, device=device)
+    thresholds = on_device(np.array(limits), device)
     slots = 1 << max(0, settings.long_term - 1).bit_length()
     for part, table, places, stride in _compared(decided, rows, ends):
         users = len(rows[part])

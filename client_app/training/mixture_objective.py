@@ -51,6 +51,14 @@ class MixtureObjective:
         self._as_cold = self._dropped_ids()
         self.as_cold = torch.from_numpy(self._as_cold).to(self.device)
 
+    def foresee(self, rows: Rows) -> None:
+        """On a GPU, memories of the whole training histories; a batch then takes its part."""
+        self.recall.foresee(self.model, rows, self.dataset.train_lengths(rows), self.settings)
+
+    def seen(self, rows: Rows) -> Ints:
+        """Whatever may be remembered."""
+        return self.dataset.train_lengths(rows)
+
     def batch(self, rows: Rows) -> Batch:
         """Inputs, drawn targets, what they compete with, and what the memory holds at each."""
         inputs, targets = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)

@@ -23,7 +23,7 @@ from client_app.training.objective import (
     Batch,
     Losses,
     Objective,
-    batch_rows,
+    participants,
     stack_losses,
 )
 from shared_model.device import on_device
@@ -56,14 +56,18 @@ def train_round(
     freeze(model, model.stage)
     device = model.item_embedding.weight.device.type
     size = batch_size(users_per_batch, device, plan.stage)
-    chosen = list(batch_rows(dataset, rows, plan, size.users))
+    objective = _objective(model, dataset, plan, mixing)
+    having = participants(dataset, rows, plan)
+    chosen = size.split(having, objective.seen(having))
     workers = max(1, min(torch.get_num_threads(), len(chosen))) if device == "cpu" else 1
     if workers == 1:
-        return _train_batches(model, dataset, chosen, plan, size, mixing)
+        objective.foresee(having)
+        return _train_batches(model, objective, chosen, plan, size)
 
     def share(worker: int) -> LocalUpdate:
         own = copy.deepcopy(model)
-        return _train_batches(own, dataset, chosen[worker::workers], plan, size, mixing)
+        other = _objective(own, dataset, plan, mixing)
+        return _train_batches(own, other, chosen[worker::workers], plan, size)
 
     with _single_threaded(), ThreadPoolExecutor(workers) as pool:
         first, *others = pool.map(share, range(workers))
@@ -83,18 +87,22 @@ def _single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _objective(
+    model: Recommender, dataset: Dataset, plan: RoundPlan, mixing: Mixing | None
+) -> Objective:
+    if mixing is None:
+        return BackboneObjective(model, dataset, plan)
+    return MixtureObjective(model, dataset, plan, *mixing)
+
+
 def _train_batches(
     model: Recommender,
-    dataset: Dataset,
+    objective: Objective,
     chosen: Sequence[Rows],
     plan: RoundPlan,
     size: BatchSize,
-    mixing: Mixing | None,
 ) -> LocalUpdate:
     """The summed update of some batches of users; one that does not fit is trained in halves."""
-    objective: Objective = BackboneObjective(model, dataset, plan)
-    if mixing is not None:
-        objective = MixtureObjective(model, dataset, plan, *mixing)
     on_cpu = model.item_embedding.weight.device.type == "cpu"
     whole = plan.local_steps == 1 and plan.clip_norm == 0  # a sum of users needs no user's own
     train_batch = _one_step if whole else _in_turn if on_cpu else _side_by_side
@@ -103,7 +111,7 @@ def _train_batches(
     waiting = list(reversed(chosen))
     while waiting:
         rows = waiting.pop()
-        before = {} if on_cpu else {name: value.clone() for name, value in sums.items()}
+        before = {name: value.clone() for name, value in sums.items()}
         try:
             batch = objective.batch(rows)
             told.append(_Told.of(batch, train_batch(model, objective, batch, plan, sums)))
