@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from client_app.data.content import content_dims, open_content
 from client_app.data.dataset import Dataset, Rows, open_dataset, split_view
-from client_app.memory.cache import Recall
+from client_app.memory.on_device import recall_of
 from client_app.training.batch_size import ON_CPU
 from client_app.training.mixture_objective import MixtureObjective
 from client_app.training.train import Mixing, train_round
@@ -84,7 +84,8 @@ def open_work(config: dict[str, Value], stage: int, kept: bool = False) -> Work:
     dataset = open_dataset(Path(settings.dataset))
     dims = content_dims(dataset) if dataset.features_sha256 else (0, 0)
     shape = settings.shape(dataset.num_items, *dims)
-    model = build(shape, settings.seed, stage=stage_of(stage), gate=settings.initial_gate)
+    device = settings.torch_device
+    model = build(shape, settings.seed, device, stage_of(stage), settings.initial_gate)
     plan = replace(settings.round_plan(stage, 0), clip_norm=0.0)  # the plain loop clips nobody
     mixing = _mixing(settings, dataset) if model.mixture is not None else None
     return Work(model, dataset, settings, plan, mixing, kept)
@@ -92,7 +93,8 @@ def open_work(config: dict[str, Value], stage: int, kept: bool = False) -> Work:
 
 def _mixing(settings: Settings, dataset: Dataset) -> Mixing:
     plan = settings.mixing("", settings.memory_novelty)
-    return plan, Recall(dataset, open_content(dataset, settings.modalities))
+    content = open_content(dataset, settings.modalities, settings.torch_device)
+    return plan, recall_of(dataset, content)
 
 
 def engine_round(work: Work, number: int, rows: Rows | None = None) -> int:
@@ -128,7 +130,8 @@ def trained_user(work: Work, plan: RoundPlan, row: int) -> tuple[Recommender, fl
     optimizer = torch.optim.SGD(learned, lr=plan.learning_rate)
     length = work.settings.max_length + 1
     trained, _ = split_view(work.dataset, row, "train")
-    history = torch.from_numpy(trained[-length:].astype(np.int64))
+    device = own.item_embedding.weight.device
+    history = torch.from_numpy(trained[-length:].astype(np.int64)).to(device)
     loss = _mixed_loss(work, own, plan, row) if work.mixing else _next_item_loss(own, history, plan)
     with plain_products():  # what an ordinary nn.Linear takes
         for step in range(plan.local_steps):

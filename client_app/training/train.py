@@ -105,7 +105,7 @@ def _train_batches(
     """The summed update of some batches of users; one that does not fit is trained in halves."""
     on_cpu = model.item_embedding.weight.device.type == "cpu"
     whole = plan.local_steps == 1 and plan.clip_norm == 0  # a sum of users needs no user's own
-    train_batch = _one_step if whole else _in_turn if on_cpu else _side_by_side
+    train_batch = _one_step if whole else _in_turn if on_cpu else side_by_side
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
     told: list[_Told] = []
     waiting = list(reversed(chosen))
@@ -215,7 +215,7 @@ def _steps(
     return losses[0]
 
 
-def _side_by_side(
+def side_by_side(
     model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
 ) -> Losses:
     """The same with stacked copies of the parameters, one for each user.
