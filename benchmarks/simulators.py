@@ -24,7 +24,7 @@ from benchmarks.output import write_json
 from benchmarks.speed_parts.work import Work, engine_round, open_work, plain_round
 from client_app.training.objective import BackboneObjective, participants
 from client_app.training.train import side_by_side
-from feddmmr.launch.command import checked, merge, own_app
+from feddmmr.launch.command import by_stage, checked, merge, own_app
 from server_app.record.manifest import Record
 from shared_model.errors import FedDMMRError
 from shared_model.model.recommender import freeze, read_groups
@@ -64,7 +64,7 @@ def _wait() -> None:
 def benchmark(args: argparse.Namespace) -> Record:
     """Rounds in turns; the first of each is not counted, since it starts the device."""
     given = {"dataset": str(args.dataset.absolute()), "device": args.device, "stage": 1}
-    overrides = merge([args.config], []) | given | merge([], args.set)
+    [overrides] = by_stage(merge([args.config], []), given | merge([], args.set))
     config: dict[str, Value] = {
         key_of(name): value for name, value in checked(own_app(), overrides).items()
     }

@@ -65,12 +65,13 @@ class MixtureObjective:
         columns, real = self._trained_positions(rows, targets)
         lengths = self.dataset.train_lengths(rows)
         places = (lengths - targets.shape[1])[:, None] + columns  # of the targets in the history
-        bank, counts = self.recall.banks(self.model, rows, places, real, self.settings)
         chosen = np.where(real, np.take_along_axis(targets, columns, 1), PAD)
         seeds = self._hash("negatives"), self._hash("own")
         sample = draw_sample(
             self.dataset, rows, chosen, self._as_cold, seeds, self.mixing.negatives
         )
+        # Last, since it waits for what a GPU still does; the rest is prepared meanwhile.
+        bank, counts = self.recall.banks(self.model, rows, places, real, self.settings)
         arrays = {
             "inputs": inputs,
             "columns": columns,
