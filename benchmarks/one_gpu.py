@@ -38,7 +38,7 @@ TRAINING_SECONDS = 300.0
 QUALITY = {"uniform-100": (0.81, 0.61), "full-unseen": (0.305, 0.175)}
 METRICS = ("hr@10", "ndcg@10")
 # What only says where and how fast. Saved rounds cost as much as training them would.
-_GPU: Config = {"users-per-batch": 256, "checkpoint-every": 20}
+_GPU: Config = {"checkpoint-every": 20}
 _ONE_NODE: list[Config] = [{"partition-id": 0, "num-partitions": 1}]
 
 

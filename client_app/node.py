@@ -22,7 +22,9 @@ from client_app.data.demo import demo_dataset
 from client_app.frozen import keep_frozen, read_frozen
 from client_app.memory.cache import Recall
 from client_app.memory.novelty import count_novelty, sample_share
+from client_app.memory.on_device import recall_of
 from client_app.training.clipping import with_noise
+from shared_model.device import torch_device
 from shared_model.errors import ConfigError, NodeError
 from shared_model.fingerprint import app_sha256, arrays_sha256
 from shared_model.memory.memory import Ints, MemorySettings
@@ -69,7 +71,7 @@ class Node:
     def model(self, stage: Stage) -> Recommender:
         """The resident model of a stage: scratch, every message loads its arrays into it."""
         shape = self.settings.shape(self.dataset.num_items, *self._dims())
-        return _resident_model(shape, self.settings.seed, self.settings.device, stage)
+        return _resident_model(shape, self.settings.seed, torch_device(self.settings.device), stage)
 
     def load_frozen(self, model: Recommender, sha256: str, sent: Arrays | None) -> bool:
         """Load a stage's frozen groups, those sent or those kept; ``False`` if there are none."""
@@ -84,7 +86,7 @@ class Node:
 
     def recall(self, model: Recommender) -> Recall:
         """The memories of this node's users under a loaded model."""
-        recall = _recall(self.dataset, self.settings.modalities, self.settings.device)
+        recall = _recall(self.dataset, self.settings.modalities, torch_device(self.settings.device))
         return recall.with_backbone(
             arrays_sha256(read_groups(model, ("item_embedding", "backbone")))
         )
@@ -153,7 +155,7 @@ def _open(node_config: Pairs, run_config: Pairs) -> Node:
     placement = _placement(dict(node_config), settings)
     dataset = _open_folder(placement.folder)
     partition, of = max(placement.partition, 0), placement.num_partitions
-    _check_device(settings.device)
+    _check_device(torch_device(settings.device))
     _check_pin(dict(node_config).get("features-sha256"), dataset, placement)
     return Node(settings, placement, dataset, partition_rows(dataset, partition, of))
 
@@ -170,7 +172,7 @@ def _resident_model(shape: ModelShape, seed: int, device: str, stage: Stage) -> 
 
 @lru_cache(maxsize=2)
 def _recall(dataset: Dataset, modalities: str, device: str) -> Recall:
-    return Recall(dataset, open_content(dataset, modalities, device))
+    return recall_of(dataset, open_content(dataset, modalities, device))
 
 
 def _check_device(device: str) -> None:

@@ -20,9 +20,11 @@ from torch.nn import functional
 
 from client_app.data.content import content_dims, open_content
 from client_app.data.dataset import Dataset, Rows, open_dataset, split_view
-from client_app.memory.cache import Recall
+from client_app.memory.on_device import recall_of
+from client_app.training.batch_size import ON_CPU
 from client_app.training.mixture_objective import MixtureObjective
 from client_app.training.train import Mixing, train_round
+from shared_model.device import torch_device
 from shared_model.errors import WorkerError
 from shared_model.model.matmul import plain_products
 from shared_model.model.recommender import Arrays, Recommender, build, freeze, read_groups
@@ -70,8 +72,9 @@ class Work:
             return
         plan, recall = self.mixing
         recall = recall.with_backbone(_FROZEN)
-        for begin in range(0, len(rows), self.settings.users_per_batch):
-            batch = rows[begin : begin + self.settings.users_per_batch]
+        size = self.settings.users_per_batch or ON_CPU
+        for begin in range(0, len(rows), size):
+            batch = rows[begin : begin + size]
             ends = [np.array([length]) for length in self.dataset.train_lengths(batch)]
             recall.memories(self.model, batch, ends, recall.settings(plan))
 
@@ -82,7 +85,8 @@ def open_work(config: dict[str, Value], stage: int, kept: bool = False) -> Work:
     dataset = open_dataset(Path(settings.dataset))
     dims = content_dims(dataset) if dataset.features_sha256 else (0, 0)
     shape = settings.shape(dataset.num_items, *dims)
-    model = build(shape, settings.seed, stage=stage_of(stage), gate=settings.initial_gate)
+    device = torch_device(settings.device)
+    model = build(shape, settings.seed, device, stage_of(stage), settings.initial_gate)
     plan = replace(settings.round_plan(stage, 0), clip_norm=0.0)  # the plain loop clips nobody
     mixing = _mixing(settings, dataset) if model.mixture is not None else None
     return Work(model, dataset, settings, plan, mixing, kept)
@@ -90,7 +94,8 @@ def open_work(config: dict[str, Value], stage: int, kept: bool = False) -> Work:
 
 def _mixing(settings: Settings, dataset: Dataset) -> Mixing:
     plan = settings.mixing("", settings.memory_novelty)
-    return plan, Recall(dataset, open_content(dataset, settings.modalities))
+    content = open_content(dataset, settings.modalities, torch_device(settings.device))
+    return plan, recall_of(dataset, content)
 
 
 def engine_round(work: Work, number: int, rows: Rows | None = None) -> int:
@@ -126,7 +131,8 @@ def trained_user(work: Work, plan: RoundPlan, row: int) -> tuple[Recommender, fl
     optimizer = torch.optim.SGD(learned, lr=plan.learning_rate)
     length = work.settings.max_length + 1
     trained, _ = split_view(work.dataset, row, "train")
-    history = torch.from_numpy(trained[-length:].astype(np.int64))
+    device = own.item_embedding.weight.device
+    history = torch.from_numpy(trained[-length:].astype(np.int64)).to(device)
     loss = _mixed_loss(work, own, plan, row) if work.mixing else _next_item_loss(own, history, plan)
     with plain_products():  # what an ordinary nn.Linear takes
         for step in range(plan.local_steps):

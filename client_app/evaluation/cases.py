@@ -4,12 +4,22 @@ Letters: B users of a batch, I items, C sampled candidates.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from client_app.data.dataset import Dataset, Ints, Rows, Split, input_lengths, membership, pad_batch
+from client_app.data.dataset import (
+    Dataset,
+    Ints,
+    Items,
+    Rows,
+    Split,
+    input_lengths,
+    membership,
+    pad_batch,
+)
 from client_app.evaluation.target_groups import candidates
 from shared_model.protocol.metrics import SAMPLED, Ranks
 from shared_model.seeds import STRIDE, mix, stable_hash
@@ -24,13 +34,17 @@ class Cases:
     negatives: Tensor  # [B, C] int64, uniform over the candidates not met; 0 = fewer exist
     seen: Tensor  # [B, I+1] bool, the items of the whole input
 
+    def to(self, device: torch.device) -> "Cases":
+        """The cases on another device."""
+        return Cases(*(value.to(device) for value in vars(self).values()))
+
 
 def make_cases(
     dataset: Dataset, rows: Rows, split: Split, seed: int, max_length: int, group: str = "all"
 ) -> Cases:
     """The cases of users ``rows`` [B]. The groups of a split differ in their negatives only."""
     inputs, targets = pad_batch(dataset, rows, split, max_length)
-    negatives = _negatives(dataset, rows, split, seed, group)
+    negatives = _negatives(dataset, rows.tobytes(), split, seed, group).astype(np.int64)
     seen = membership(dataset, rows, input_lengths(dataset, rows, split))
     arrays = (inputs, targets, negatives, seen)
     return Cases(*(torch.from_numpy(array) for array in arrays))
@@ -56,7 +70,8 @@ def protocol_ranks(scores: Tensor, cases: Cases, candidates: Tensor) -> dict[str
 
 def _ranks(ahead: Tensor, candidates: Tensor) -> Ranks:
     """How many of the ``candidates`` [B, N] are ``ahead`` [B, N], and how many there are."""
-    return Ranks((ahead & candidates).sum(1).numpy(), candidates.sum(1).numpy())
+    counts = torch.stack([(ahead & candidates).sum(1), candidates.sum(1)]).cpu().numpy()
+    return Ranks(*counts)
 
 
 def warm_candidates(dataset: Dataset) -> Tensor:
@@ -64,15 +79,19 @@ def warm_candidates(dataset: Dataset) -> Tensor:
     return torch.from_numpy(candidates(dataset, "all"))
 
 
-def _negatives(dataset: Dataset, rows: Rows, split: Split, seed: int, group: str) -> np.ndarray:
-    """A group's negatives, [B, C] int64: a function of user, split, group and seed alone."""
+@lru_cache(maxsize=256)  # every validation of a run asks for the same
+def _negatives(dataset: Dataset, users: bytes, split: Split, seed: int, group: str) -> Items:
+    """A group's negatives of the rows in ``users``, int32 [B, C]: a function of user, split, group
+    and seed alone."""
+    rows = np.frombuffer(users, dtype=np.int64)
     met = membership(dataset, rows, dataset.lengths(rows))
     met[np.arange(len(rows)), dataset.cold_target[rows]] = True  # PAD, if there is none
     # "all" has the name, and rejects the cold items among its draws, as before there were groups.
     name = ("negatives", split) if group == "all" else ("negatives", split, group)
     pool = np.flatnonzero(dataset.cold) if group == "cold-only" else np.arange(met.shape[1])[1:]
     excluded = met | ~candidates(dataset, group)
-    return _uniform_negatives(stable_hash(seed, *name), dataset.user_keys[rows], pool, excluded)
+    drawn = _uniform_negatives(stable_hash(seed, *name), dataset.user_keys[rows], pool, excluded)
+    return drawn.astype(np.int32)
 
 
 def _uniform_negatives(seed: int, keys: np.ndarray, pool: Ints, excluded: np.ndarray) -> np.ndarray:

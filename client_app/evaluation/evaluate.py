@@ -10,15 +10,16 @@ from client_app.data.content import Content
 from client_app.data.dataset import Dataset, Ints, Rows, Split, cold_rows, input_lengths
 from client_app.evaluation.cases import Cases, make_cases, protocol_ranks
 from client_app.evaluation.target_groups import BUCKET_PROTOCOLS, buckets, candidates, groups_of
-from client_app.memory.cache import Recall, shared_bank
+from client_app.memory.cache import Recall
+from shared_model.device import on_device
 from shared_model.memory.memory import MemorySettings
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Candidates
 from shared_model.model.recommender import Recommender
 from shared_model.protocol.metrics import MetricSums, Ranks
 
-_BATCH = 64
-_CELLS = 16_000_000  # candidates times remembered items at once: 64 MB a head
+_BATCH, _MOST = 64, 1024
+_CELLS = 2**27  # scores of a batch on a GPU at most
 
 
 @torch.no_grad()
@@ -37,23 +38,23 @@ def evaluate_users(
     candidates, not by chance.
     """
     sums = MetricSums()
-    unscored = torch.from_numpy(dataset.cold & (mixing is None))
-    for part, batch in _batches(dataset, rows, split):
+    device = model.item_embedding.weight.device
+    unscored = on_device(dataset.cold & (mixing is None), device)
+    mixed = _Mixed(model, *mixing) if mixing else None
+    for part, batch in _batches(dataset, rows, split, _batch_size(dataset, device)):
         cases = {
-            group: make_cases(dataset, batch, part, seed, model.shape.max_length, group)
+            group: make_cases(dataset, batch, part, seed, model.shape.max_length, group).to(device)
             for group in groups_of(dataset, part)
         }
         one = next(iter(cases.values()))  # inputs and targets are the same in every group
         lengths = input_lengths(dataset, batch, part)
-        hidden = model(one.inputs.to(model.item_embedding.weight.device), Dropout())[
-            :, -1
-        ]  # [B, D]
-        if mixing is None:
-            scores = model.score(hidden).cpu().masked_fill(unscored, -torch.inf)  # [B, I+1]
+        hidden = model(one.inputs, Dropout())[:, -1]  # [B, D]
+        if mixed is None:
+            scores = model.score(hidden).masked_fill(unscored, -torch.inf)  # [B, I+1]
         else:
-            scores, as_cold = _mixed_scores(model, hidden, one.targets, batch, lengths, *mixing)
+            scores, as_cold = mixed.scores(hidden, one.targets, batch, lengths)
             if "all" in cases:
-                among = torch.from_numpy(candidates(dataset, "all"))
+                among = on_device(candidates(dataset, "all"), device)
                 for protocol, ranks in protocol_ranks(as_cold, cases["all"], among).items():
                     sums.add("as-cold", protocol, ranks)
         for group, protocol, ranks in _ranks(dataset, cases, scores, lengths):
@@ -66,63 +67,62 @@ def _ranks(
 ) -> Iterator[tuple[str, str, Ranks]]:
     """Group or bucket, protocol, and ranks of its users. Scores [B, I+1], input lengths [B]."""
     for group, of_group in cases.items():
-        among = torch.from_numpy(candidates(dataset, group))
+        among = on_device(candidates(dataset, group), scores.device)
         ranks = protocol_ranks(scores, of_group, among)
         for protocol in ranks:
             yield group, protocol, ranks[protocol]
         if group == "all":
-            for bucket, members in buckets(dataset, of_group.targets.numpy(), lengths).items():
+            for bucket, members in buckets(
+                dataset, of_group.targets.cpu().numpy(), lengths
+            ).items():
                 for protocol in BUCKET_PROTOCOLS:
                     yield bucket, protocol, ranks[protocol].of(members)
 
 
-def _batches(dataset: Dataset, rows: Rows, split: Split) -> Iterator[tuple[Split, Rows]]:
+def _batch_size(dataset: Dataset, device: torch.device) -> int:
+    """Users scored at once: few for a processor's cache, many for a GPU, within its memory."""
+    if device.type == "cpu":
+        return _BATCH
+    return max(_BATCH, min(_MOST, _CELLS // (dataset.num_items + 1)))
+
+
+def _batches(dataset: Dataset, rows: Rows, split: Split, size: int) -> Iterator[tuple[Split, Rows]]:
     """What to evaluate for a split, batch by batch: its own cases; after "test" the cold ones."""
     parts: list[tuple[Split, Rows]] = [(split, rows)]
     if split == "test":
         parts.append(("cold", cold_rows(dataset, rows)))
     for part, users in parts:
-        for batch in _similar_lengths(dataset, users, part):
+        for batch in _similar_lengths(dataset, users, part, size):
             yield part, batch
 
 
-def _similar_lengths(dataset: Dataset, rows: Rows, split: Split) -> list[Rows]:
+def _similar_lengths(dataset: Dataset, rows: Rows, split: Split, size: int) -> list[Rows]:
     """The users in batches of similar input length, to pad little."""
     rows = rows[np.lexsort((dataset.user_keys[rows], input_lengths(dataset, rows, split)))]
-    return [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _mixed_scores(
-    model: Recommender,
-    hidden: Tensor,
-    targets: Tensor,
-    rows: Rows,
-    lengths: Ints,
-    memory: MemorySettings,
-    recall: Recall,
-) -> tuple[Tensor, Tensor]:
-    """Scores of the whole catalogue after each user's input, cold items by content. [B, I+1].
+class _Mixed:
+    """Scores by a mixture: of everything, and of each user's target as if it were cold."""
 
-    And the same with each user's own target by content: the score it would have if it were cold.
-    """
-    device = hidden.device
-    memories = recall.memories(model, rows, [np.array([n]) for n in lengths], memory)
-    bank = shared_bank(memories).to(device)
-    banked = bank.memories(recall.content)
-    cold = torch.from_numpy(recall.dataset.cold).to(device)
+    def __init__(self, model: Recommender, settings: MemorySettings, recall: Recall) -> None:
+        self.model, self.settings, self.recall = model, settings, recall
+        device = model.item_embedding.weight.device
+        everything = torch.arange(recall.dataset.num_items + 1, device=device)
+        cold = on_device(recall.dataset.cold, device)
+        items = shared_candidates(model, recall.content, everything, cold)
+        self.catalogue = model.catalogue(items)
 
-    def score(items: Tensor, as_cold: Tensor) -> Tensor:
-        candidates = shared_candidates(model, recall.content, items, as_cold)
-        scores: Tensor = model.mix()(hidden[None], candidates, banked).scores[0]  # [B, N]
-        return scores
-
-    # A large catalogue is scored in parts: what all candidates meet in memory is [N, L].
-    size = max(1, _CELLS // bank.items.shape[1])
-    parts: tuple[Tensor, ...] = torch.arange(len(cold), device=device).split(size)  # type: ignore[no-untyped-call]
-    scores = torch.cat([score(part, cold[part]) for part in parts], 1).cpu()
-    own = targets.to(device)
-    by_content = score(own, torch.ones_like(own, dtype=torch.bool)).diagonal().cpu()  # of [B, B]
-    return scores, scores.scatter(1, targets[:, None], by_content[:, None])
+    def scores(
+        self, hidden: Tensor, targets: Tensor, rows: Rows, lengths: Ints
+    ) -> tuple[Tensor, Tensor]:
+        """After each user's input of ``lengths`` [B]; the second has the target by content, which
+        is the score it would have if it were cold. Two of [B, I+1].
+        """
+        held = self.recall.held(self.model, rows, lengths, self.settings)
+        scores = self.catalogue.scores(hidden, held)
+        by_content = self.catalogue.as_cold(hidden, held, targets)
+        return scores, scores.scatter(1, targets[:, None], by_content[:, None])
 
 
 def shared_candidates(

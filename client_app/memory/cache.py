@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -96,6 +97,40 @@ class Recall:
             )
         ]
 
+    def foresee(
+        self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
+    ) -> None:
+        """That users will be asked for, by what they remember of ``counts`` [B] interactions: of
+        use where many at once cost no more than a few, so not on a processor."""
+
+    def held(
+        self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
+    ) -> Tensor:
+        """Which items each user remembers after ``counts`` [B] interactions: [B, I + 1] bool, on
+        the model's device."""
+        memories = self.memories(model, rows, [np.array([count]) for count in counts], settings)
+        held = np.zeros((len(rows), self.dataset.num_items + 1), dtype=bool)
+        for user, memory in enumerate(memories):
+            held[user, memory.slots[0]] = True
+        held[:, EMPTY] = False
+        return torch.from_numpy(held).to(model.item_embedding.weight.device)
+
+    def banks(
+        self,
+        model: Recommender,
+        rows: Rows,
+        places: Ints,
+        real: npt.NDArray[np.bool_],
+        settings: MemorySettings,
+    ) -> tuple[Bank, Tensor]:
+        """Each user's memory just before its ``real`` ones of some ``places`` [B, P], which stand
+        first, and what ``MEMORY_LOGS`` names: float32 [B, 4]."""
+        positions = [own[holds] for own, holds in zip(places, real, strict=True)]
+        memories = self.memories(model, rows, positions, settings)
+        counts = torch.from_numpy(_memory_counts(memories, settings.short_term))
+        device = model.item_embedding.weight.device
+        return own_banks(memories).to(device), counts.to(device)
+
     def _histories(self, rows: Rows, counts: Ints) -> list[np.ndarray]:
         starts = self.dataset.indptr[rows]
         return [self.dataset.items[s : s + n] for s, n in zip(starts, counts, strict=True)]
@@ -164,3 +199,19 @@ def _index(slots: Ints) -> tuple[Ints, np.ndarray]:
     held = np.zeros((len(slots), len(items) + 1), dtype=bool)
     np.put_along_axis(held, place[slots], True, axis=1)
     return items, held[:, :-1]
+
+
+def _memory_counts(memories: Sequence[Memory], short_term: int) -> np.ndarray:
+    """What ``MEMORY_LOGS`` names, of each user: float32 [B, 4]."""
+    return np.array(
+        [
+            [
+                memory.candidates,
+                memory.writes,
+                (memory.slots[:, :short_term] != EMPTY).sum(1).max(),
+                (memory.slots[:, short_term:] != EMPTY).sum(1).max(),
+            ]
+            for memory in memories
+        ],
+        dtype=np.float32,
+    )

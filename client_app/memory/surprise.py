@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from client_app.data.dataset import Dataset, Ints, Rows
+from shared_model.device import on_device
 from shared_model.memory.memory import Floats
 from shared_model.model.dropout import Dropout
 from shared_model.model.matmul import product
 from shared_model.model.recommender import Recommender
 from shared_model.model.sasrec import PAD
 
-_WINDOWS = 32  # always that many at once: the same product, to the bit, whoever is beside a user
+# Always that many windows at once: the same product, to the bit, whoever is beside a user.
+_WINDOWS = {"cpu": 32, "cuda": 512}
+_CELLS = 2**28  # logits at once on a GPU: fewer windows where the catalogue is large
 
 
 def surprises(
@@ -29,6 +32,19 @@ def surprises(
     others are never asked for, and are infinite. The first interaction has nothing before it: the
     loss of a uniform guess.
     """
+    losses, _, whole = judged(model, dataset, rows, counts, short_term)
+    parts = np.split(losses.cpu().numpy(), np.cumsum(whole)[:-1])
+    found = [np.full(count, np.inf, dtype=np.float32) for count in counts]
+    for own, part in zip(found, parts, strict=True):
+        own[: len(part)] = part
+    return found
+
+
+def judged(
+    model: Recommender, dataset: Dataset, rows: Rows, counts: Ints, short_term: int
+) -> tuple[Tensor, Ints, Ints]:
+    """Losses of the first interactions of each user, those in whole blocks: float32 [J] on the
+    model's device; their places in the dataset's ``items``, int64 [J]; how many they are, [B]."""
     size = min(short_term, model.shape.max_length)
     blocks = np.maximum(-(-(counts - short_term) // size), 0)  # [B]
     owner = np.repeat(np.arange(len(rows)), blocks)
@@ -37,30 +53,31 @@ def surprises(
     width = min(2 * size, model.shape.max_length)
     places = (number + 1)[:, None] * size - 1 - width + np.arange(width + 1)  # of inputs + target
     items = np.where(places >= 0, dataset.items[starts[:, None] + np.maximum(places, 0)], PAD)
-    losses = _window_losses(model, dataset, items, size).reshape(-1, size)
-    found = [np.full(count, np.inf, dtype=np.float32) for count in counts]
-    for user, block, loss in zip(owner, number, losses, strict=True):
-        found[user][block * size : (block + 1) * size] = loss
-    return found
+    losses = _window_losses(model, dataset, items, size)
+    return losses.flatten(), (starts[:, None] + places[:, -size:]).ravel(), blocks * size
 
 
 @torch.no_grad()
-def _window_losses(
-    model: Recommender, dataset: Dataset, items: np.ndarray, size: int
-) -> np.ndarray:
+def _window_losses(model: Recommender, dataset: Dataset, items: Ints, size: int) -> Tensor:
     """Losses of the last ``size`` items of each window [W, width + 1]: float32 [W, size]."""
     table = model.item_embedding.weight
-    warm = torch.from_numpy(dataset.warm).to(table.device)
-    losses = np.empty((len(items), size), dtype=np.float32)
-    for start in range(0, len(items), _WINDOWS):
-        part = items[start : start + _WINDOWS]
-        padded = np.zeros((_WINDOWS, items.shape[1]), dtype=np.int64)
-        padded[: len(part)] = part
-        window = torch.from_numpy(padded).to(table.device)
+    warm = on_device(dataset.warm, table.device)
+    at_once = _at_once(table, size)
+    windows = on_device(items.astype(np.int64), table.device)
+    losses = torch.empty((len(items), size), device=table.device)
+    for start in range(0, len(items), at_once):
+        part = windows[start : start + at_once]
+        window = functional.pad(part, (0, 0, 0, at_once - len(part)))
         hidden = model(window[:, :-1], Dropout())[:, -size:]
         loss = _loss(hidden, table, warm, window[:, -size:], window[:, -size - 1 : -1] != PAD)
-        losses[start : start + _WINDOWS] = loss[: len(part)].cpu().numpy()
+        losses[start : start + at_once] = loss[: len(part)]
     return losses
+
+
+def _at_once(table: Tensor, size: int) -> int:
+    """Windows of ``size`` judged items that go through the model together."""
+    most = _WINDOWS[table.device.type]
+    return most if table.device.type == "cpu" else max(1, min(most, _CELLS // (size * len(table))))
 
 
 def _loss(hidden: Tensor, table: Tensor, warm: Tensor, targets: Tensor, known: Tensor) -> Tensor:

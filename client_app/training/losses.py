@@ -13,6 +13,7 @@ from shared_model.model.recommender import Arrays
 
 TABLE = "item_embedding.weight"
 _CHUNK = 512  # targets whose logits are alive at once: [512, I] stays in the processor's cache
+_CELLS = 2**26  # and logits that are alive at once on a GPU, for which 512 targets are too little
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class _FullSoftmax(torch.autograd.Function):
         targets, weights = functional.pad(targets, (0, more)), functional.pad(weights, (0, more))
         hidden_grad, table_grad = torch.empty_like(hidden), None
         weighted, plain = hidden.new_zeros(2, dtype=torch.float64)
-        for start in range(0, count, _CHUNK):
-            rows, real = slice(start, start + _CHUNK), slice(count - start)
+        on_cpu = hidden.device.type == "cpu"
+        size = _CHUNK if on_cpu else max(_CHUNK, _CELLS // len(table))
+        for start in range(0, count, size):
+            rows, real = slice(start, start + size), slice(count - start)
             chunk, at, weight = hidden[rows], targets[rows], weights[rows, None]
             logits = product(chunk, table).index_fill_(1, absent, -torch.inf)  # [chunk, I]
             high = logits.amax(1, keepdim=True)

@@ -13,11 +13,12 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from client_app.data.dataset import Dataset, Ints, Rows, pad_batch
-from client_app.memory.cache import Recall, own_banks
+from client_app.memory.cache import Recall
 from client_app.training.losses import Descent
 from client_app.training.objective import Batch, Losses, aggregation_weights, descend, learned_by
 from client_app.training.sampled_softmax import among_targets, draw_sample, next_item_loss
-from shared_model.memory.memory import EMPTY, Memory
+from shared_model.device import on_device
+from shared_model.memory.memory import EMPTY
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Candidates, Memories, Scores
 from shared_model.model.recommender import Arrays, Recommender
@@ -50,20 +51,27 @@ class MixtureObjective:
         self._as_cold = self._dropped_ids()
         self.as_cold = torch.from_numpy(self._as_cold).to(self.device)
 
+    def foresee(self, rows: Rows) -> None:
+        """On a GPU, memories of the whole training histories; a batch then takes its part."""
+        self.recall.foresee(self.model, rows, self.dataset.train_lengths(rows), self.settings)
+
+    def seen(self, rows: Rows) -> Ints:
+        """Whatever may be remembered."""
+        return self.dataset.train_lengths(rows)
+
     def batch(self, rows: Rows) -> Batch:
         """Inputs, drawn targets, what they compete with, and what the memory holds at each."""
         inputs, targets = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
         columns, real = self._trained_positions(rows, targets)
         lengths = self.dataset.train_lengths(rows)
         places = (lengths - targets.shape[1])[:, None] + columns  # of the targets in the history
-        positions = [own[holds] for own, holds in zip(places, real, strict=True)]
-        memories = self.recall.memories(self.model, rows, positions, self.settings)
-        bank = own_banks(memories)
         chosen = np.where(real, np.take_along_axis(targets, columns, 1), PAD)
         seeds = self._hash("negatives"), self._hash("own")
         sample = draw_sample(
             self.dataset, rows, chosen, self._as_cold, seeds, self.mixing.negatives
         )
+        # Last, since it waits for what a GPU still does; the rest is prepared meanwhile.
+        bank, counts = self.recall.banks(self.model, rows, places, real, self.settings)
         arrays = {
             "inputs": inputs,
             "columns": columns,
@@ -71,18 +79,17 @@ class MixtureObjective:
             "candidates": np.concatenate([chosen, sample.items], 1),
             "negative": sample.negative,
             "log_weights": sample.log_weights,
-            "memory": _memory_counts(memories, self.settings.short_term),
         }
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        tensors |= {"bank": bank.items, "held": bank.held}
+        tensors = {name: on_device(array, self.device) for name, array in arrays.items()}
+        tensors |= {"bank": bank.items, "held": bank.held, "memory": counts}
         weights = aggregation_weights(
-            torch.from_numpy((targets != PAD).sum(1)), self.plan.weighting
+            on_device((targets != PAD).sum(1), self.device), self.plan.weighting
         )
         return Batch(
             self.dataset.user_keys[rows],
-            weights.to(self.device),
+            weights,
             int(real.sum()),
-            {name: tensor.to(self.device) for name, tensor in tensors.items()},
+            tensors,
         )
 
     def single_user(self, batch: Batch, user: int) -> Batch:
@@ -194,19 +201,3 @@ def _alignment_loss(content: Tensor, ids: Tensor, tensors: Arrays, temperature: 
 def _mean(values: Tensor, real: Tensor) -> Tensor:
     """Mean over each user's real positions: [B, P] -> [B]."""
     return (values * real).sum(-1) / real.sum(-1)
-
-
-def _memory_counts(memories: list[Memory], short_term: int) -> np.ndarray:
-    """What ``MEMORY_LOGS`` names, of each user: float32 [B, 4]."""
-    return np.array(
-        [
-            [
-                memory.candidates,
-                memory.writes,
-                (memory.slots[:, :short_term] != EMPTY).sum(1).max(),
-                (memory.slots[:, short_term:] != EMPTY).sum(1).max(),
-            ]
-            for memory in memories
-        ],
-        dtype=np.float32,
-    )

@@ -3,7 +3,7 @@
 Letters: B users of a batch, T positions, I items, D hidden size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from client_app.data.dataset import Dataset, Rows, has_training, pad_batch
+from client_app.data.dataset import Dataset, Ints, Rows, has_training, pad_batch
 from client_app.training.losses import Descent, full_softmax
+from shared_model.device import on_device
 from shared_model.model.dropout import Dropout
 from shared_model.model.matmul import rounded
 from shared_model.model.recommender import Arrays, Recommender
@@ -60,6 +61,12 @@ def stack_losses(losses: Sequence[Losses]) -> Losses:
 class Objective(Protocol):
     """A stage's training objective on one node in one round."""
 
+    def foresee(self, rows: Rows) -> None:
+        """What is best found out for all participants at once."""
+
+    def seen(self, rows: Rows) -> Ints:
+        """How much of each user's history matters, int64 [B]: by that users share batches."""
+
     def batch(self, rows: Rows) -> Batch:
         """What users ``rows`` [B] train on."""
 
@@ -90,13 +97,12 @@ def learned_by(model: Recommender) -> Arrays:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def batch_rows(dataset: Dataset, rows: Rows, plan: RoundPlan, size: int) -> Iterator[Rows]:
-    """Participating users that have a training target, similar lengths together. [<= size] each."""
+def participants(dataset: Dataset, rows: Rows, plan: RoundPlan) -> Rows:
+    """Participating users that have a training target, short histories first. [<= N]."""
     keys = dataset.draw_keys(rows) if plan.private else dataset.user_keys[rows]
     rows = rows[plan.takes_part(keys) & has_training(dataset, rows)]
-    rows = rows[np.lexsort((dataset.user_keys[rows], dataset.lengths(rows)))]
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    ordered: Rows = rows[np.lexsort((dataset.user_keys[rows], dataset.lengths(rows)))]
+    return ordered
 
 
 def aggregation_weights(targets: Tensor, weighting: str) -> Tensor:
@@ -115,14 +121,21 @@ class BackboneObjective:
         absent = np.flatnonzero(~dataset.warm)
         self.absent = torch.from_numpy(absent).to(model.item_embedding.weight.device)
 
+    def foresee(self, rows: Rows) -> None:
+        """Nothing."""
+
+    def seen(self, rows: Rows) -> Ints:
+        """As far as the model looks back."""
+        return np.minimum(self.dataset.train_lengths(rows), self.model.shape.max_length)
+
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""
         padded = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
-        inputs, targets = (torch.from_numpy(part).to(self.absent.device) for part in padded)
-        counts = (targets != PAD).sum(1)
+        inputs, targets = (on_device(part, self.absent.device) for part in padded)
+        counts = (padded[1] != PAD).sum(1)
         return Batch(
             self.dataset.user_keys[rows],
-            aggregation_weights(counts, self.plan.weighting),
+            aggregation_weights(on_device(counts, self.absent.device), self.plan.weighting),
             int(counts.sum()),
             {"inputs": inputs, "targets": targets},
         )

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from client_app.data.dataset import Dataset, Rows
 from client_app.memory.cache import Recall
+from client_app.training.batch_size import BatchSize, batch_size
 from client_app.training.clipping import clipped_weights
 from client_app.training.losses import Descent
 from client_app.training.mixture_objective import MixtureObjective
@@ -21,9 +23,10 @@ from client_app.training.objective import (
     Batch,
     Losses,
     Objective,
-    batch_rows,
+    participants,
     stack_losses,
 )
+from shared_model.device import on_device
 from shared_model.model.matmul import plain_products
 from shared_model.model.recommender import Arrays, Recommender, freeze, read_groups
 from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
@@ -44,21 +47,27 @@ def train_round(
     ``model`` holds the round's global arrays, and holds them again on return. One local step needs
     one backward pass a batch, since the sum of the users' gradients is the gradient of the sum.
     With more steps, or clipping, a user moves a copy of its own: on a GPU the copies of a batch are
-    stacked, on a processor they take turns. Stages 2 and 3 need ``mixing``.
+    stacked, on a processor they take turns. Stages 2 and 3 need ``mixing``. ``users_per_batch`` 0
+    is as many as fit.
 
     On a processor with several of torch's threads, each trains batches of its own: small products
     gain little from a second thread, other users gain all of it.
     """
     freeze(model, model.stage)
-    chosen = list(batch_rows(dataset, rows, plan, users_per_batch))
-    on_cpu = model.item_embedding.weight.device.type == "cpu"
-    workers = max(1, min(torch.get_num_threads(), len(chosen))) if on_cpu else 1
+    device = model.item_embedding.weight.device.type
+    size = batch_size(users_per_batch, device, plan.stage)
+    objective = _objective(model, dataset, plan, mixing)
+    having = participants(dataset, rows, plan)
+    chosen = size.split(having, objective.seen(having))
+    workers = max(1, min(torch.get_num_threads(), len(chosen))) if device == "cpu" else 1
     if workers == 1:
-        return _train_batches(model, dataset, chosen, plan, mixing)
+        objective.foresee(having)
+        return _train_batches(model, objective, chosen, plan, size)
 
     def share(worker: int) -> LocalUpdate:
         own = copy.deepcopy(model)
-        return _train_batches(own, dataset, chosen[worker::workers], plan, mixing)
+        other = _objective(own, dataset, plan, mixing)
+        return _train_batches(own, other, chosen[worker::workers], plan, size)
 
     with _single_threaded(), ThreadPoolExecutor(workers) as pool:
         first, *others = pool.map(share, range(workers))
@@ -78,38 +87,84 @@ def _single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _objective(
+    model: Recommender, dataset: Dataset, plan: RoundPlan, mixing: Mixing | None
+) -> Objective:
+    if mixing is None:
+        return BackboneObjective(model, dataset, plan)
+    return MixtureObjective(model, dataset, plan, *mixing)
+
+
 def _train_batches(
     model: Recommender,
-    dataset: Dataset,
+    objective: Objective,
     chosen: Sequence[Rows],
     plan: RoundPlan,
-    mixing: Mixing | None,
+    size: BatchSize,
 ) -> LocalUpdate:
-    """The summed update of some batches of users."""
-    objective: Objective = BackboneObjective(model, dataset, plan)
-    if mixing is not None:
-        objective = MixtureObjective(model, dataset, plan, *mixing)
+    """The summed update of some batches of users; one that does not fit is trained in halves."""
     on_cpu = model.item_embedding.weight.device.type == "cpu"
     whole = plan.local_steps == 1 and plan.clip_norm == 0  # a sum of users needs no user's own
-    train_batch = _one_step if whole else _in_turn if on_cpu else _side_by_side
+    train_batch = _one_step if whole else _in_turn if on_cpu else side_by_side
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
-    weight, nats, targets, participants = 0.0, 0.0, 0, 0
+    told: list[_Told] = []
+    waiting = list(reversed(chosen))
+    while waiting:
+        rows = waiting.pop()
+        before = {name: value.clone() for name, value in sums.items()}
+        try:
+            batch = objective.batch(rows)
+            told.append(_Told.of(batch, train_batch(model, objective, batch, plan, sums)))
+            continue
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        for name, value in before.items():  # without what was added before memory ran out
+            sums[name].copy_(value)
+        waiting += reversed(size.halved(rows, reason))
+        torch.cuda.empty_cache()
+    return _summed(sums, told)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a batch says of itself: sums over its users, still on the device.
+
+    Read when all batches are trained: so nothing waits for a GPU's answer, and a batch is prepared
+    while the one before trains.
+    """
+
+    weight: Tensor
+    nats: Tensor
+    logs: Arrays
+    targets: int
+    participants: int
+
+    @classmethod
+    def of(cls, batch: Batch, losses: Losses) -> "_Told":
+        logs = {name: value.sum() for name, value in losses.logs.items()}
+        sums = batch.weights.sum(), losses.nats.sum(), logs
+        return cls(*sums, batch.targets, len(batch.keys))
+
+
+def _summed(sums: Arrays, told: Sequence[_Told]) -> LocalUpdate:
+    """What batches came to."""
     logs: dict[str, float] = defaultdict(float)
-    for rows in chosen:
-        batch = objective.batch(rows)
-        losses = train_batch(model, objective, batch, plan, sums)
-        nats += float(losses.nats.sum())
-        weight += float(batch.weights.sum())
-        targets += batch.targets
-        participants += len(batch.keys)
-        for name, value in losses.logs.items():
-            logs[name] += float(value.sum())
-    return LocalUpdate(sums, weight, nats, targets, participants, dict(logs))
+    for batch in told:
+        for name, value in batch.logs.items():
+            logs[name] += float(value)
+    return LocalUpdate(
+        sums,
+        sum((float(batch.weight) for batch in told), 0.0),
+        sum((float(batch.nats) for batch in told), 0.0),
+        sum(batch.targets for batch in told),
+        sum(batch.participants for batch in told),
+        dict(logs),
+    )
 
 
 def _dropout_keys(batch: Batch, plan: RoundPlan, step: int) -> Tensor:
     """The batch's dropout names in a local step. [B] int64."""
-    return torch.from_numpy(plan.dropout_keys(batch.keys, step)).to(batch.weights.device)
+    return on_device(plan.dropout_keys(batch.keys, step), batch.weights.device)
 
 
 def _one_step(
@@ -160,7 +215,7 @@ def _steps(
     return losses[0]
 
 
-def _side_by_side(
+def side_by_side(
     model: Recommender, objective: Objective, batch: Batch, plan: RoundPlan, sums: Arrays
 ) -> Losses:
     """The same with stacked copies of the parameters, one for each user.

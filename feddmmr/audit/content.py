@@ -28,6 +28,7 @@ from feddmmr.audit.scores import Bools, Floats
 from feddmmr.audit.updates import Attacker, Score, made_up_users
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.schema import StageRecord
+from shared_model.device import torch_device
 from shared_model.model.recommender import Arrays, Recommender, build, load_groups
 from shared_model.protocol.config import Settings
 from shared_model.stages import STAGES
@@ -116,7 +117,7 @@ def _cases_of(
 ) -> Iterator[tuple[str, Attacker, Score]]:
     settings = run.settings_of(record)
     own = privacy_of(settings, privacy.clip_norm, privacy.multiplier)
-    content = open_content(run.dataset, settings.modalities, settings.device)
+    content = open_content(run.dataset, settings.modalities, torch_device(settings.device))
     novelty = record["memory_novelty"]
     assert novelty is not None  # noqa: S101 (for the type checker: a stage that mixes has one)
     mixing = settings.mixing("", novelty)
@@ -149,7 +150,7 @@ def _model(
     """A stage's model as it was when the stage began, or with what it released."""
     stage = STAGES[number]
     shape = settings.shape(run.dataset.num_items, *content_dims(run.dataset))
-    model = build(shape, settings.seed, settings.device, stage, settings.initial_gate)
+    model = build(shape, settings.seed, torch_device(settings.device), stage, settings.initial_gate)
     load_groups(model, arrays, stage.loaded if began else stage.groups)
     return model
 

@@ -19,6 +19,7 @@ from server_app.nodes.census import Census
 from server_app.privacy.ledger import made_by
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.schema import ManifestDocument, StageRecord
+from shared_model.device import torch_device
 from shared_model.errors import DataError, ManifestError
 from shared_model.fingerprint import canonical, text_sha256
 from shared_model.model.recommender import Arrays, Recommender, build, load_groups
@@ -84,7 +85,7 @@ class AuditedRun:
     def model(self, arrays: Arrays | None = None) -> Recommender:
         """A model of its own on the audit's device: with these arrays, or as the run began."""
         shape = self.settings.shape(self.dataset.num_items)
-        model = build(shape, self.settings.seed, self.settings.device, STAGE)
+        model = build(shape, self.settings.seed, torch_device(self.settings.device), STAGE)
         if arrays is not None:
             load_groups(model, arrays, STAGE.trained)
         return model

@@ -65,10 +65,17 @@ class SemanticExpert(nn.Module):
         """``memory`` [B, L, S] -> [B, H, L, S/H]."""
         return self._split(self.key(memory))
 
+    def queries(self, vectors: Tensor) -> Tensor:
+        """``vectors`` [B or 1, N, D] -> [B or 1, H, N, S/H]."""
+        return self._split(self.query(vectors))
+
     def logits(self, vectors: Tensor, key: Tensor) -> Tensor:
         """``vectors`` [B or 1, N, D] and a memory's ``key`` [B, H, L, S/H] -> [B, H, N, L]."""
-        query = self._split(self.query(vectors))
-        logits: Tensor = query @ key.mT * key.shape[-1] ** -0.5
+        return self.compared(self.queries(vectors), key)
+
+    def compared(self, queries: Tensor, key: Tensor) -> Tensor:
+        """The same from what ``queries`` made of the vectors."""
+        logits: Tensor = queries @ key.mT * key.shape[-1] ** -0.5
         return logits
 
     def values(self, memory: Tensor) -> Tensor:

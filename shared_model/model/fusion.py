@@ -47,6 +47,18 @@ class CrossModalFusion(nn.Module):
         """
         return self.key[modality](memory), self.value[modality](memory)
 
+    def odds(self, attention: Tensor, excluded: Tensor) -> Tensor:
+        """``attention`` [B, H, N, L] as probabilities, but for their sums; 0 where ``excluded``
+        [B or 1, N, L]."""
+        odds = (attention - attention.amax(-1, keepdim=True).detach()).clamp(min=_FLOOR).exp()
+        return odds.masked_fill(excluded[:, None], 0.0)
+
+    def wanted(self, vectors: Tensor) -> Tensor:
+        """What a fused state would have to be for candidates [..., N, D]: ``added`` is its product
+        with a remembered item's value. [..., N, D]."""
+        wanted: Tensor = vectors @ self.output.weight
+        return wanted
+
     def token(
         self,
         attention: Tensor,
@@ -74,14 +86,13 @@ class CrossModalFusion(nn.Module):
         memory of numbers that each remembered item has by itself. Where a position may use
         nothing, both are 0.
         """
-        odds = (attention - attention.amax(-1, keepdim=True).detach()).clamp(min=_FLOOR).exp()
-        odds = odds.masked_fill(excluded[:, None], 0.0)
+        odds = self.odds(attention, excluded)
         usable = mask[:, None].to(odds.dtype)  # [B, 1, P, L]
         total = odds @ usable.mT  # [B, H, N, P]
         total = total + (total == 0).to(total.dtype)
         scores = self.query(sequence)[:, None] @ key.mT  # [B, H, P, L]
         logit = odds @ (usable * scores).mT / total  # [B, H, N, P]
-        wanted = (vectors @ self.output.weight)[:, None]  # [B or 1, 1, N, D]
+        wanted = self.wanted(vectors)[:, None]  # [B or 1, 1, N, D]
         added = (odds * (wanted @ value.mT)) @ usable.mT / total
         return logit.sum(1).mT * sequence.shape[-1] ** -0.5, added.sum(1).mT
 

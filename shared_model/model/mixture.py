@@ -84,7 +84,7 @@ class Mixture(nn.Module):
         users as the positions of one. ``dropout`` thins what the content heads see, by one name for
         each candidate, B * N of them.
         """
-        weights = self._route(items)
+        weights = self.route(items)
         visual, text = _thinned(items.visual, dropout), _thinned(items.text, dropout)
         content = self.experts.content(visual, text, weights)
         vectors = torch.where(items.cold[..., None], content, items.ids)  # [B or 1, N, D]
@@ -93,7 +93,8 @@ class Mixture(nn.Module):
         base = sequence @ (vectors[0].mT if len(vectors) == 1 else vectors.mT)
         return Scores(base + self.gate * aux, vectors, content, weights)
 
-    def _route(self, items: Candidates) -> Tensor:
+    def route(self, items: Candidates) -> Tensor:
+        """How much each modality counts for the candidates: [B or 1, N, 2]."""
         if self.router is None:
             return uniform_weights(items.visual, items.text)
         once = distinct(items.names)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from shared_model.errors import ModelError
+from shared_model.model.catalogue import WholeCatalogue
 from shared_model.model.dropout import Dropout
 from shared_model.model.initial import Normal, Starts, initialise
-from shared_model.model.mixture import Mixture
+from shared_model.model.mixture import Candidates, Mixture
 from shared_model.model.sasrec import EMBEDDING_STD, PAD, SASRec
 from shared_model.model.shape import ModelShape as ModelShape
 from shared_model.stages import STAGES, Stage, names_of
@@ -51,6 +52,10 @@ class Recommender(nn.Module):
         if self.mixture is None:
             raise ModelError("the model has no mixture", expected="a model of Stage 2 or 3")
         return self.mixture
+
+    def catalogue(self, items: Candidates) -> WholeCatalogue:
+        """The mixture over all items [1, I + 1, .], padding too: for many users."""
+        return WholeCatalogue(self.mix(), items)
 
     def score(self, hidden: Tensor) -> Tensor:
         """The scoring rule of every stage: unnormalised dot products. [B, D] -> [B, I+1]."""

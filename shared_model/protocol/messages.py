@@ -6,8 +6,10 @@ reply holds its result, an ``error`` line, or ``needs``: the frozen groups the n
 """
 
 import operator
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _Kind = TypeVar("_Kind", bound="DataclassInstance")
+
+_HEADER = struct.Struct("<8sH")  # of .npy 1.0: magic and version, and the length of what follows
 
 PREPARE, NOVELTY, TRAIN, EVALUATE = "query.prepare", "query.novelty", "train", "evaluate"
 
@@ -82,14 +86,21 @@ def from_record(record: ArrayRecord) -> Arrays:
     return {name: _tensor(name, array.data) for name, array in record.items()}
 
 
+@lru_cache(maxsize=256)  # the same few in every round, and numpy takes a compiler to read one
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order, dtype and length of an ``.npy`` header."""
+    stream = BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("not .npy 1.0")
+    return *np.lib.format.read_array_header_1_0(stream), stream.tell()
+
+
 def _tensor(name: str, data: bytes) -> torch.Tensor:
     """The array of ``.npy`` bytes. Its size has to fit them: no header makes anyone allocate."""
     try:
-        stream = BytesIO(data)
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("not .npy 1.0")
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
-        flat = np.frombuffer(data[stream.tell() :], dtype).copy()
+        _, length = _HEADER.unpack_from(data)
+        shape, by_column, dtype, start = _header(data[: _HEADER.size + length])
+        flat = np.frombuffer(data, dtype, offset=start).copy()
         return torch.from_numpy(flat.reshape(shape, order="F" if by_column else "C"))
     except Exception as error:  # a peer's bytes fail in a dozen ways, all of which are one
         got = f"{type(error).__name__}: {error}"[:200]

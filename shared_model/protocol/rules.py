@@ -73,4 +73,4 @@ DATASET = Rule(
     lambda value: not value or _is_path(value),
 )
 HIDDEN_SIZE = Rule("a multiple of 4, 4 to 2^31 - 4", lambda value: value in range(4, 2**31, 4))
-DEVICE = matching(r"cpu|cuda(:[0-9]+)?", "cpu, cuda or cuda:N")
+DEVICE = matching(r"auto|cpu|cuda(:[0-9]+)?", "auto, cpu, cuda or cuda:N")

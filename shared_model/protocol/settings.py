@@ -90,7 +90,7 @@ class Settings:
     memory_long_term: Annotated[int, Setting(at_least(0), "mixture")]
     memory_novelty: Annotated[float, Setting(FINITE, "mixture")]
     memory_surprise: Annotated[float, Setting(FINITE, "mixture")]
-    users_per_batch: Annotated[int, Setting(at_least(1), "operational")]
+    users_per_batch: Annotated[int, Setting(at_least(0), "operational")]
     device: Annotated[str, Setting(DEVICE, "operational")]
 
     def shape(self, num_items: int, visual: int = 0, text: int = 0) -> ModelShape:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from client_app.data.dataset import Dataset, open_dataset
 from client_app.evaluation.cases import make_cases, protocol_ranks, warm_candidates
-from client_app.training.objective import BackboneObjective, batch_rows
+from client_app.training.objective import BackboneObjective, participants
 from shared_model.model.recommender import ModelShape, build
 from shared_model.model.sasrec import PAD
 from shared_model.protocol.metrics import SAMPLED, MetricSums
@@ -35,7 +35,7 @@ def probe_logits(dataset: Dataset, spare_held_out: bool) -> torch.Tensor:
     logits = 0.01 * torch.randn(dataset.num_users, dataset.num_items + 1, generator=generator)
     objective = backbone_objective(dataset, PLAN)
     row_of = {key: row for row, key in enumerate(dataset.user_keys.tolist())}
-    for users in batch_rows(dataset, np.arange(dataset.num_users), PLAN, 16):
+    for users in np.array_split(participants(dataset, np.arange(dataset.num_users), PLAN), 4):
         batch = objective.batch(users)
         for key, targets in zip(batch.keys.tolist(), batch.tensors["targets"], strict=True):
             row = row_of[key]
@@ -80,7 +80,7 @@ def test_batches_hold_train_items_only(demo_folder: Path) -> None:
     objective = backbone_objective(dataset, PLAN)
     row_of = {key: row for row, key in enumerate(dataset.user_keys.tolist())}
     seen = 0
-    for users in batch_rows(dataset, np.arange(dataset.num_users), PLAN, 16):
+    for users in np.array_split(participants(dataset, np.arange(dataset.num_users), PLAN), 4):
         batch = objective.batch(users)
         for key, inputs, targets in zip(
             batch.keys.tolist(), batch.tensors["inputs"], batch.tensors["targets"], strict=True
@@ -97,6 +97,6 @@ def test_fraction_decides_who_trains(demo_folder: Path) -> None:
     dataset = open_dataset(demo_folder)
     plan = dataclasses.replace(PLAN, fraction=0.3, seed=4)
     everyone = np.arange(dataset.num_users)
-    trained = dataset.user_keys[np.concatenate(list(batch_rows(dataset, everyone, plan, 16)))]
+    trained = dataset.user_keys[participants(dataset, everyone, plan)]
     expected = dataset.user_keys[plan.takes_part(dataset.user_keys)]
     assert sorted(trained) == sorted(expected)

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from client_app.data.compile import write_dataset
 from client_app.data.dataset import Dataset, open_dataset
-from shared_model.model.mixture import Candidates, Memories, Scores
+from shared_model.model.mixture import Candidates
 from shared_model.model.recommender import ModelShape
 from shared_model.protocol.metrics import CUTOFFS, SAMPLED, Report
 from shared_model.seeds import mix, stable_hash, user_key
@@ -35,8 +34,7 @@ def small_numbers(seed: int) -> Tensor:
 class TableModel(nn.Module):
     """Scores by the last item of the input alone, from one table by ID and another by content.
 
-    An item's embedding is its index, and so are its features. As a mixture it also adds ``bonus``
-    to what the user's memory holds.
+    An item's embedding is its index, and so are its features.
     """
 
     def __init__(self) -> None:
@@ -54,20 +52,27 @@ class TableModel(nn.Module):
     def score(self, hidden: Tensor) -> Tensor:
         return self.table[hidden[:, 0]]
 
-    def mix(self) -> Any:
-        return self.mixed
+    def catalogue(self, items: Candidates) -> "TableCatalogue":
+        assert (items.visual[0, :, 0] == items.names[0]).all()
+        assert (items.text[0, :, 0] == items.names[0]).all()
+        assert (items.ids[0, :, 0] == items.names[0]).all()
+        return TableCatalogue(self, items.cold[0])
 
-    def mixed(self, sequence: Tensor, items: Candidates, memories: Memories) -> Scores:
-        last, ids = sequence[0, :, 0], items.ids[0, :, 0].long()
-        shown, read = items.visual[0, :, 0].long(), items.text[0, :, 0].long()
-        assert (shown == read).all()
-        assert (shown == items.names[0]).all()
-        by_content = self.content_table[last][:, shown]
-        scores = torch.where(items.cold[0], by_content, self.table[last][:, ids])
-        bank = functional.one_hot(memories.visual[0, :, 0].long(), ITEMS + 1).float()
-        remembered = memories.held[0].float() @ bank  # [B, I+1]
-        scores = scores + self.bonus * remembered[:, shown]
-        return Scores(scores[None], items.ids, items.ids, items.ids)
+
+class TableCatalogue:
+    """What the tables say of every item; it adds ``bonus`` to what the user's memory holds."""
+
+    def __init__(self, model: TableModel, cold: Tensor) -> None:
+        self.model, self.cold = model, cold
+
+    def scores(self, hidden: Tensor, held: Tensor) -> Tensor:
+        last, model = hidden[:, 0].long(), self.model
+        scores = torch.where(self.cold, model.content_table[last], model.table[last])
+        return scores + model.bonus * held
+
+    def as_cold(self, hidden: Tensor, held: Tensor, targets: Tensor) -> Tensor:
+        own = self.model.content_table[hidden[:, 0].long()] + self.model.bonus * held
+        return own.gather(1, targets[:, None])[:, 0]
 
 
 def make_histories() -> Histories:

@@ -13,7 +13,7 @@ from client_app.memory.cache import Recall
 from client_app.training.clipping import clipped_weights, covered, update_norms, with_noise
 from client_app.training.mixture_objective import MixtureObjective
 from client_app.training.objective import BackboneObjective
-from client_app.training.train import _in_turn, _side_by_side, train_round
+from client_app.training.train import _in_turn, side_by_side, train_round
 from shared_model.model.recommender import Arrays, Recommender, build, freeze, read_groups
 from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
 from shared_model.stages import STAGES
@@ -110,7 +110,7 @@ def test_one_user_at_a_time_equals_stacked_copies(dataset: Dataset, stage: int) 
     batch = objective.batch(everyone(dataset)[:7])
     names = list(read_groups(model, model.stage.trained))
     sums, told = [], []
-    for way in (_in_turn, _side_by_side):
+    for way in (_in_turn, side_by_side):
         sums.append({name: torch.zeros_like(model.get_parameter(name)) for name in names})
         told.append(way(model, objective, batch, plan, sums[-1]))
     for name in names:

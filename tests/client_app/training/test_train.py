@@ -77,7 +77,7 @@ def test_stacked_copies_equal_the_one_user_loop(
     small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a GPU does with several local steps, on this processor."""
-    monkeypatch.setattr(train, "_in_turn", train._side_by_side)
+    monkeypatch.setattr(train, "_in_turn", train.side_by_side)
     plan = dataclasses.replace(PLAN, local_steps=3, fraction=0.7)
     model, rows = build(SHAPE, 0), np.arange(small_dataset.num_users)
     expected, weight, loss = one_user_loop(model, small_dataset, rows, plan)

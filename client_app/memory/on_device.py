@@ -1,0 +1,304 @@
+"""What a node's users remember, decided and kept on a GPU: ``Recall`` without leaving the device.
+
+Letters: B users, N interactions, P positions, L items of a bank, F feature size.
+"""
+
+import importlib.util
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from client_app.data.content import Content
+from client_app.data.dataset import Dataset, Ints, Rows
+from client_app.memory.cache import Bank, Recall
+from client_app.memory.surprise import judged
+from shared_model.device import on_device
+from shared_model.memory.cosines import GRID
+from shared_model.memory.memory import EMPTY, MemorySettings, left
+from shared_model.model.recommender import Recommender
+
+_TABLE = 2**28  # cosines at once: 1 GB, of the whole catalogue if it has no more
+_CELLS = 2**26  # positions times interactions at once
+
+
+def recall_of(dataset: Dataset, content: Content) -> Recall:
+    """The memories of a dataset's users, on the device of ``content`` where that can be."""
+    if content.visual.device.type == "cpu":
+        return Recall(dataset, content)
+    if lacking := [name for name, found in _needed().items() if not found]:
+        warnings.warn(
+            f"no {' and no '.join(lacking)}: memories are simulated on the processor, which takes "
+            "most of a round of Stage 3",
+            stacklevel=2,
+        )
+        return Recall(dataset, content)
+    return DeviceRecall.of(dataset, content)
+
+
+def _needed() -> dict[str, bool]:
+    """What the kernel is compiled with, and whether it is there."""
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+    return {
+        "Triton": importlib.util.find_spec("triton") is not None,
+        "C compiler": any(shutil.which(name) for name in compilers),
+    }
+
+
+class _Decided:
+    """What the long-term memories did, on the device, by places of the dataset's ``items``."""
+
+    def __init__(self, dataset: Dataset, content: Content) -> None:
+        self.dataset, self.device = dataset, content.visual.device
+        self.key: tuple[str, MemorySettings] | None = None
+        self.counts = np.zeros(dataset.num_users, dtype=np.int64)  # decided upon, of each user
+        self.items = on_device(dataset.items.astype(np.int32), self.device)
+        self.kept = torch.zeros_like(self.items)  # whose item is held, counted in the history
+        self.until = torch.zeros_like(self.items)
+        self.surprising, self.written = torch.zeros(
+            (2, len(self.items)), dtype=torch.uint8, device=self.device
+        )
+        rounded = on_device(content.combined, self.device).mul(GRID).round_().div_(GRID)
+        self.features = rounded  # [I + 1, F], products of which are exact
+
+    @cached_property
+    def cosines(self) -> Tensor | None:
+        """Of the whole catalogue with itself [I + 1, I + 1], if that is not too much."""
+        if len(self.features) ** 2 > _TABLE:
+            return None
+        return (self.features @ self.features.T).fill_diagonal_(1)
+
+    def begin(self, key: tuple[str, MemorySettings]) -> None:
+        """Under another backbone, or other settings, nothing is decided."""
+        if self.key != key:
+            self.key = key
+            self.counts[:] = 0
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceRecall(Recall):
+    """Memories on the device of ``content``; what they hold is what ``Recall`` has, to the bit."""
+
+    _decided: _Decided = field(kw_only=True, repr=False)
+
+    @classmethod
+    def of(cls, dataset: Dataset, content: Content) -> "DeviceRecall":
+        """The memories of a dataset's users, of which nothing is decided yet."""
+        return cls(dataset, content, _decided=_Decided(dataset, content))
+
+    def foresee(
+        self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
+    ) -> None:
+        """Decide about all of them now."""
+        self._decide(model, rows, counts, settings)
+
+    def held(
+        self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
+    ) -> Tensor:
+        """As ``Recall``."""
+        decided = self._decide(model, rows, counts, settings)
+        size = self.dataset.num_items + 1
+        held = torch.zeros((len(rows), size), dtype=torch.bool, device=decided.device)
+        for part in _groups(counts, 1):
+            history = _Histories(decided, rows[part], counts[part])
+            short, long = history.remembered(counts[part, None], settings)
+            items = history.items.long()
+            origins = items.gather(1, history.kept)
+            own = torch.zeros((len(short), size), dtype=torch.uint8, device=decided.device)
+            own.scatter_reduce_(1, items, short[:, 0].byte(), "amax")
+            own.scatter_reduce_(1, origins, long[:, 0].byte(), "amax")
+            held[on_device(part, held.device)] = own.bool()
+        held[:, EMPTY] = False
+        return held
+
+    def banks(
+        self,
+        model: Recommender,
+        rows: Rows,
+        places: Ints,
+        real: npt.NDArray[np.bool_],
+        settings: MemorySettings,
+    ) -> tuple[Bank, Tensor]:
+        """As ``Recall``; the items of a bank stand in another order."""
+        places = np.where(real, places, 0)
+        counts: Ints = places.max(1, initial=0)
+        decided = self._decide(model, rows, counts, settings)
+        groups = list(_groups(counts, places.shape[1]))
+        parts = [self._banks(decided, rows[part], places[part], settings) for part in groups]
+        widest = max(bank.items.shape[1] for bank, _ in parts)
+        back = on_device(np.argsort(np.concatenate(groups)), decided.device)
+        items, held = (
+            torch.cat([_widened(getattr(bank, name), widest) for bank, _ in parts])[back]
+            for name in ("items", "held")
+        )
+        return Bank(items, held), torch.cat([logs for _, logs in parts])[back]
+
+    def _banks(
+        self, decided: _Decided, rows: Rows, places: Ints, settings: MemorySettings
+    ) -> tuple[Bank, Tensor]:
+        """Those of users with histories of similar length."""
+        history = _Histories(decided, rows, places.max(1, initial=0))
+        short, long = history.remembered(places, settings)
+        # Nobody meets an item twice in a dataset: an interaction's place is the item's column.
+        origins = history.kept[:, None].expand(long.shape)
+        held = short.byte().scatter_reduce_(2, origins, long.byte(), "amax")  # [B, P, N]
+        used = held.amax(1).bool()  # [B, N]
+        size = max(1, int(used.sum(1).max()))
+        order = torch.argsort(~used, dim=1, stable=True)[:, :size]  # [B, L]
+        mine = used.gather(1, order)
+        items = torch.where(mine, history.items.gather(1, order).long(), EMPTY)
+        apart = held.gather(2, order[:, None].expand(-1, held.shape[1], -1)).bool()
+        end = np.array([left(int(n), settings) for n in places.max(1, initial=0)])
+        told = on_device(end, decided.device)
+        before = history.before(told)
+        logs = [
+            told,
+            (history.written & before).sum(1),
+            short.sum(2).amax(1),
+            long.sum(2).amax(1),
+        ]
+        return Bank(items, apart), torch.stack(logs, 1).float()
+
+    def _decide(
+        self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
+    ) -> _Decided:
+        """Decide about the first ``counts`` [B] interactions of users for whom that is not done."""
+        decided = self._decided
+        decided.begin((self.backbone, settings))
+        ends = np.array([left(int(count), settings) for count in counts])
+        lacking = ends > decided.counts[rows]
+        if lacking.any():
+            rows, counts, ends = rows[lacking], counts[lacking], ends[lacking]
+            self._surprise(decided, model, rows, counts, settings)
+            _scan(decided, rows, ends, settings)
+            decided.counts[rows] = ends
+        return decided
+
+    def _surprise(
+        self,
+        decided: _Decided,
+        model: Recommender,
+        rows: Rows,
+        counts: Ints,
+        settings: MemorySettings,
+    ) -> None:
+        """Mark what surprises; what is not judged yet is not decided upon yet."""
+        losses, places, _ = judged(model, self.dataset, rows, counts, settings.short_term)
+        surprising = losses >= torch.tensor(settings.surprise, dtype=losses.dtype)
+        decided.surprising[on_device(places, decided.device)] = surprising.byte()
+
+
+class _Histories:
+    """The first ``counts`` [B] interactions of users, as rows [B, N]; no others are ever held."""
+
+    def __init__(self, decided: _Decided, rows: Rows, counts: Ints) -> None:
+        longest = max(1, int(counts.max()))
+        self.places = torch.arange(longest, device=decided.device)
+        self.counts = on_device(counts, decided.device)
+        starts = on_device(decided.dataset.indptr[rows], decided.device)
+        flat = starts[:, None] + self.places.clamp(max=(self.counts - 1).clamp(min=0)[:, None])
+        self.items, self.until = decided.items[flat], decided.until[flat]
+        self.kept = decided.kept[flat].long()
+        self.written = decided.written[flat].bool()
+
+    def before(self, moments: Tensor) -> Tensor:
+        """Which interactions were before a moment [B] of their history: bool [B, N]."""
+        return self.places < moments[:, None]
+
+    def remembered(self, positions: Ints, settings: MemorySettings) -> tuple[Tensor, Tensor]:
+        """What the two tiers hold before positions [B, P]: two of bool [B, P, N]."""
+        before = on_device(positions, self.places.device)[..., None]
+        recent = before - settings.short_term
+        short = (self.places >= recent) & (self.places < before)
+        moment = recent.clamp(min=0) if settings.long_term else recent.new_zeros(())
+        long = (self.places < moment) & (moment <= self.until[:, None])
+        return short, long
+
+
+def _scan(decided: _Decided, rows: Rows, ends: Ints, settings: MemorySettings) -> None:
+    """Run the memories of users for ``ends`` [B] interactions, in groups that share a table."""
+    from client_app.memory.scan import scan
+
+    dataset, device = decided.dataset, decided.device
+    longest = int(ends.max())
+    frequent = on_device(np.log1p(np.arange(longest + 2)), device)
+    recent = on_device(np.exp(-np.arange(longest) / settings.recency), device)
+    limits = [settings.novelty, settings.duplicate]
+    thresholds = on_device(np.array(limits), device)
+    slots = 1 << max(0, settings.long_term - 1).bit_length()
+    for part, table, places, stride in _compared(decided, rows, ends):
+        users = len(rows[part])
+        tables = torch.arange(users, device=device) * (0 if places is decided.items else stride**2)
+        scan[(users,)](
+            places,
+            on_device(dataset.indptr[rows[part]], device),
+            on_device(ends[part].astype(np.int32), device),
+            tables,
+            table,
+            decided.surprising,
+            frequent,
+            recent,
+            thresholds,
+            decided.kept,
+            decided.until,
+            decided.written,
+            stride,
+            settings.long_term,
+            width=slots,
+            num_warps=1,
+        )
+
+
+def _compared(
+    decided: _Decided, rows: Rows, ends: Ints
+) -> Iterator[tuple[npt.NDArray[np.intp], Tensor, Tensor, int]]:
+    """Groups of users, with a table of cosines, its columns by interaction, and its row's length.
+
+    The table is the whole catalogue's, or else each user's own over its history.
+    """
+    if decided.cosines is not None:
+        yield np.arange(len(rows)), decided.cosines, decided.items, len(decided.features)
+        return
+    own = _own_places(decided)
+    for part in _groups(ends, None):
+        size = int(ends[part].max())
+        history = _Histories(decided, rows[part], ends[part])
+        known = decided.features[history.items.long()]  # [B, N, F]
+        cosines = known @ known.mT
+        same = history.items[:, :, None] == history.items[:, None]
+        yield part, cosines.masked_fill_(same, 1.0), own, size
+
+
+def _own_places(decided: _Decided) -> Tensor:
+    """Each interaction's place in its history: int32, as ``items``."""
+    indptr = decided.dataset.indptr
+    own = np.arange(indptr[-1]) - np.repeat(indptr[:-1], np.diff(indptr))
+    return on_device(own.astype(np.int32), decided.device)
+
+
+def _groups(counts: Ints, positions: int | None) -> Iterator[npt.NDArray[np.intp]]:
+    """Users of similar ``counts`` [B], as many as may be at once: with N interactions at
+    ``positions`` each, or (None) with one another."""
+    order = np.argsort(counts, kind="stable")
+    group: list[int] = []
+    for user in order.tolist():
+        longest = max(1, int(counts[user]))
+        cells, most = (longest**2, _TABLE) if positions is None else (longest * positions, _CELLS)
+        if group and (len(group) + 1) * cells > most:
+            yield np.array(group)
+            group = []
+        group.append(user)
+    if group:
+        yield np.array(group)
+
+
+def _widened(values: Tensor, size: int) -> Tensor:
+    """With EMPTY, or nothing held, up to a last dimension of that size."""
+    return torch.nn.functional.pad(values, (0, size - values.shape[-1]))

@@ -1,0 +1,23 @@
+"""Which device a process uses, and arrays on their way there."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+def torch_device(setting: str) -> str:
+    """The setting ``device`` by torch's name; "auto" is the first GPU that this process sees."""
+    if setting == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return setting
+
+
+def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """An array of the processor as a tensor on ``device``; nothing waits for a GPU's other work."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,91 @@
+"""Scores of the whole catalogue: those of the mixture's own formula, user by user."""
+
+import pytest
+import torch
+
+from shared_model.model import catalogue
+from shared_model.model.catalogue import WholeCatalogue
+from shared_model.model.mixture import Candidates, Memories, Mixture
+from tests.support.naive_mixture import D, S, V, random_mixture, unit
+
+ITEMS, USERS = 30, 5
+
+
+def everything() -> Candidates:
+    """A catalogue with padding, cold items, and items that lack a modality or both."""
+    torch.manual_seed(1)
+    visual, text = unit(ITEMS, V), unit(ITEMS, S)
+    visual[[0, 4, 5]] = 0
+    text[[0, 5, 6]] = 0
+    cold = torch.arange(ITEMS) % 7 == 3
+    return Candidates(
+        torch.randn(1, ITEMS, D).double(),
+        visual[None],
+        text[None],
+        cold[None],
+        torch.arange(ITEMS)[None],
+    )
+
+
+def held() -> torch.Tensor:
+    """One user that remembers nothing, one that remembers what lacks a modality, one everything."""
+    held = torch.rand(USERS, ITEMS) < 0.3
+    held[0] = False
+    held[1] = torch.arange(ITEMS) == 5
+    held[2] = True
+    held[:, 0] = False
+    return held
+
+
+def by_the_formula(
+    mixture: Mixture, items: Candidates, sequence: torch.Tensor, held: torch.Tensor
+) -> torch.Tensor:
+    """Each user alone, as training scores candidates. [B, I]."""
+    rows = []
+    for state, own in zip(sequence, held, strict=True):
+        bank = Memories(items.names, items.visual, items.text, own[None, None])
+        rows.append(mixture(state[None, None], items, bank).scores[0, 0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("kept", [True, False])
+@torch.no_grad()
+def test_scores_are_the_formula_s(
+    routed: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tables of the whole catalogue, and made for a batch and a few candidates at once."""
+    if not kept:
+        monkeypatch.setattr(catalogue, "_KEPT", {"cpu": 0})
+        monkeypatch.setattr(catalogue, "_AT_ONCE", {"cpu": 500})
+        monkeypatch.setattr(catalogue, "_PART", 8)
+    mixture, items, memory = random_mixture(routed), everything(), held()
+    sequence = torch.randn(USERS, D).double()
+    found = WholeCatalogue(mixture, items).scores(sequence, memory)
+    expected = by_the_formula(mixture, items, sequence, memory)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+    assert (expected - sequence @ items.ids[0].T).abs().max() > 0.1  # the mixture says something
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@torch.no_grad()
+def test_a_target_as_if_cold_is_a_cold_candidate(routed: bool) -> None:
+    mixture, items, memory = random_mixture(routed), everything(), held()
+    sequence, targets = torch.randn(USERS, D).double(), torch.tensor([3, 5, 9, 4, 20])
+    found = WholeCatalogue(mixture, items).as_cold(sequence, memory, targets)
+    all_cold = Candidates(*{**vars(items), "cold": torch.ones_like(items.cold)}.values())
+    expected = by_the_formula(mixture, all_cold, sequence, memory)
+    torch.testing.assert_close(
+        found, expected.gather(1, targets[:, None])[:, 0], atol=1e-9, rtol=1e-9
+    )
+
+
+@torch.no_grad()
+def test_nobody_remembers_anything() -> None:
+    mixture, items = random_mixture(True), everything()
+    sequence, nothing = torch.randn(2, D).double(), torch.zeros(2, ITEMS, dtype=torch.bool)
+    whole = WholeCatalogue(mixture, items)
+    plain = torch.where(items.cold[0, :, None], whole.content, items.ids[0])
+    torch.testing.assert_close(whole.scores(sequence, nothing), sequence @ plain.T)
+    own = whole.as_cold(sequence, nothing, torch.tensor([1, 2]))
+    torch.testing.assert_close(own, (sequence * whole.content[[1, 2]]).sum(1))
