@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from feddmmr.runs.plots_results import BLUE, GREEN, GREY, ORANGE, RED, buckets, cold_items, results
+from feddmmr.runs.plots_results import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    buckets,
+    cold_items,
+    results,
+    spread,
+)
 from feddmmr.runs.read import Cost, Run
 from server_app.record.schema import MISHAPS, RoundRecord, StageRecord
 from shared_model.errors import ConfigError
@@ -262,6 +272,13 @@ PLOTS: dict[str, tuple[str, str, int, Callable[..., bool]]] = {
         "Test, uniform-100, group “all”: by popularity of the target, by length of the history.",
         1,
         buckets,
+    ),
+    "spread": (
+        "The spread over users",
+        "Test, full-unseen, group “all”: users in tenths by the length of their histories, or in "
+        "fewer parts where many have one length.",
+        1,
+        spread,
     ),
     "loss": ("Training loss", "Stage 1: full softmax; then the sampled estimate of it.", 1, _loss),
     "traffic": ("Bytes and seconds", "Rounds with a validation send the model twice.", 2, _traffic),

@@ -12,10 +12,21 @@ from feddmmr.features.output import disk_faults
 from feddmmr.launch.command import defaults, own_app
 from feddmmr.runs.data import data_of
 from feddmmr.runs.plots import PLOTS, Baselines, Plot, draw, epsilons
-from feddmmr.runs.read import Run, cell, plain, rounds_of, size, spoken, stale, total, two
+from feddmmr.runs.read import (
+    Run,
+    cell,
+    groups_of,
+    plain,
+    rounds_of,
+    size,
+    spoken,
+    stale,
+    total,
+    two,
+)
 from feddmmr.runs.tables import scalars
 from server_app.record.checkpoint import write_atomically
-from server_app.record.report import TABLE_GROUPS, few_candidates, shortfalls
+from server_app.record.report import few_candidates, shortfalls
 from server_app.record.schema import StageRecord
 from shared_model.errors import ConfigError, DataError
 from shared_model.protocol.metrics import PROTOCOLS, SAMPLED
@@ -133,10 +144,10 @@ def _rows(run: Run, baselines: Baselines | None) -> list[tuple[str, list[str]]]:
 def _groups(run: Run) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
     """Group, its users, and the figures of each stage that has it; "all" is in the first table."""
     tested = [(number, record) for number, record in run.stages if record["test"]]
-    found = {group for _, record in tested for group in record["test"]} - {"all"}
-    named = [g for g in TABLE_GROUPS if g in found] + sorted(found - set(TABLE_GROUPS))
     groups = []
-    for group in named:
+    for group in groups_of(record for _, record in tested):
+        if group == "all":
+            continue
         having = [(n, record) for n, record in tested if group in record["test"]]
         users = int(having[0][1]["test"][group]["full"]["users"])
         figures = [

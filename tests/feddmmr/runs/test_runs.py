@@ -242,7 +242,16 @@ def test_the_report_has_tables_plots_and_baselines(
     code, said, _ = feddmmr(*arguments)
     assert (code, said) == (0, f"report: {out / 'index.html'}\n")
     page = (out / "index.html").read_text()
-    names = ["validation", "mixture", "results", "cold-items", "buckets", "loss", "traffic"]
+    names = [
+        "validation",
+        "mixture",
+        "results",
+        "cold-items",
+        "buckets",
+        "spread",
+        "loss",
+        "traffic",
+    ]
     assert re.findall(r'figure id="plot-([\w-]+)"', page) == names
     assert sorted(path.name for path in out.glob("*.png")) == sorted(f"{n}.png" for n in names)
     for name in names:
