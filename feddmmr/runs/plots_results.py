@@ -9,7 +9,7 @@ from shared_model.protocol.metrics import PROTOCOLS
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2a6ebb", "#d9822b", "#3d8b5f", "#c23b3b", "#bbbbbb"
 _SHADES = {1: "#9cc0e7", 2: "#5b95d2", 3: "#1f4e8c"}  # of the stages
-_GREYS = ("#dddddd", "#c4c4c4", "#a8a8a8")  # of the baselines
+_GREYS = ("#dddddd", "#c4c4c4", "#a8a8a8", "#8c8c8c")  # of the baselines
 _BUCKETS = (
     *("popularity-head", "popularity-middle", "popularity-tail"),
     *("history-short", "history-medium", "history-long"),

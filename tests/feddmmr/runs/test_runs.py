@@ -264,7 +264,7 @@ def test_the_report_has_tables_plots_and_baselines(
     assert "https:" not in page
     baselines = evaluate_baselines(open_dataset(runs[1]), "test", 0)
     for found in baselines.values():
-        figures = found["full"]
+        figures = found["all"]["full"]
         assert f"{figures['hr@10']:.4f} / {figures['ndcg@10']:.4f}" in page
     for number in STAGES:
         for protocols in manifest(runs[0], "whole")["stages"][str(number)]["test"].values():
