@@ -80,7 +80,7 @@ def run(
     nodes = federation_config(num_supernodes, cpus_per_node, gpus_per_node)
     superlink = open_superlink(connection)
     for overrides in runs:
-        _run_there(superlink, app or own_app(), overrides, nodes)
+        run_there(superlink, app or own_app(), overrides, nodes)
 
 
 def own_app() -> Path:
@@ -215,8 +215,9 @@ def _run_here(app: Path | None, settings: Overrides, num_supernodes: int) -> Non
         _interrupted("submit the same run again to resume it")
 
 
-def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str) -> None:
-    """Run it to its end; again where Flower gave it up since its machine slept, say: it resumes."""
+def run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str) -> None:
+    """Run it to its end, its log on stdout; again where Flower gave it up since its machine slept,
+    say: it resumes."""
     run_id, outcome, log = _submitted(superlink, app, overrides, nodes)
     for _ in range(_RESUMES):
         if outcome.details != NO_HEARTBEAT:

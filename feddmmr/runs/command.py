@@ -118,18 +118,20 @@ def export(
     """
     from feddmmr.notes import note
     from feddmmr.output_file import write_output
-    from feddmmr.runs import export as exporting
     from feddmmr.runs.data import need_data
+    from feddmmr.runs.export import frame_of, parquet
+    from feddmmr.runs.ranks import SAME, disagreement, stage_ranks
     from feddmmr.runs.read import complete_stage, home_folder, read_run
 
     found = read_run(home_folder(home), run)
     number, record = complete_stage(found, stage)
-    table = exporting.ranks_of(found, need_data(found, home_folder(home), dataset), number, device)
-    apart = exporting.disagreement(table, record)
-    if apart > exporting.SAME:
+    table = stage_ranks(found, need_data(found, home_folder(home), dataset), number, device)
+    apart = disagreement(table, record)
+    if apart > SAME:
         note(f"note: scored on another processor, say: figures differ by up to {apart:.2g}")
-    write_output(ranks, exporting.parquet(table))
-    print(f"ranks of stage {number}: {ranks.resolve()}, {len(table):,} rows")
+    frame = frame_of(table)
+    write_output(ranks, parquet(frame))
+    print(f"ranks of stage {number}: {ranks.resolve()}, {len(frame):,} rows")
 
 
 def _print(*parts: object) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pandas as pd
 import pytest
 
 from client_app.data.dataset import input_lengths, open_dataset
-from feddmmr.runs.export import COLUMNS, disagreement
+from feddmmr.runs.export import COLUMNS
+from feddmmr.runs.ranks import Table, disagreement, packed, stage_ranks, unpacked
+from feddmmr.runs.read import read_run
 from shared_model.errors import DataError
 from shared_model.protocol.metrics import CUTOFFS
 from tests.support.runs_command import Feddmmr, manifest
@@ -93,17 +96,22 @@ def test_ranx_makes_the_same_figures_of_them(
         assert found[theirs] == pytest.approx(told[own], abs=1e-12), own
 
 
-def test_ranks_that_are_not_the_runs_are_refused(
-    runs: tuple[Path, Path], exported: dict[int, pd.DataFrame]
-) -> None:
-    record = manifest(runs[0], "whole")["stages"]["3"]
-    assert disagreement(exported[3], record) < 1e-12  # type: ignore[arg-type]
-    worse = exported[3].assign(rank=exported[3]["rank"] + 1)
+def test_ranks_that_are_not_the_runs_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    run = read_run(runs[0], "whole")
+    record = run.data["stages"]["3"]
+    table = stage_ranks(run, open_dataset(runs[1]))
+    assert disagreement(table, record) < 1e-12
+    kept = tmp_path / "ranks.npz"
+    kept.write_bytes(packed(table))
+    assert packed(unpacked(kept)) == packed(table)
+    worse: Table = {name: replace(one, ranks=one.ranks + 1) for name, one in table.items()}
     with pytest.raises(DataError, match=r"not those of the run's test.*apart"):
-        disagreement(worse, record)  # type: ignore[arg-type]
-    fewer = exported[3].query("user != @exported[3]['user'][0]")
+        disagreement(worse, record)
+    fewer = {
+        n: replace(s, ranks=s.ranks[1:], candidates=s.candidates[1:]) for n, s in table.items()
+    }
     with pytest.raises(DataError, match=r"expected 24 users; got 23"):
-        disagreement(fewer, record)  # type: ignore[arg-type]
+        disagreement(fewer, record)
 
 
 def test_what_cannot_be_exported_is_one_line(
