@@ -59,7 +59,7 @@ def prepare(bench: Benchmark, folder: Path, text_model: str = "") -> Prepared:
 
 def _imported(bench: Benchmark, output: Path) -> Dataset:
     """The source, imported unless it is a dataset and nothing is to be chosen from it."""
-    choice = bench.options.keys() - {"name", "duplicates", "sort"}
+    choice = bench.options.keys() - {"name", "duplicates", "sort", "items"}
     if (bench.source / "dataset.json").is_file() and not choice:
         return open_dataset(bench.source)
     if not output.is_dir():

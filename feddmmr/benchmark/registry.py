@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from feddmmr.benchmark.bars import Bar
-from feddmmr.data.importers import ImportOptions
+from feddmmr.data.import_options import ImportOptions
 from feddmmr.launch.command import Overrides, merge, own_app
 from shared_model.errors import ConfigError
 
@@ -47,7 +47,8 @@ class Benchmark:
     def import_options(self) -> ImportOptions:
         """The import's options; paths are below the source."""
         given = {key.replace("-", "_"): value for key, value in self.options.items()}
-        given |= {key: self.source / given[key] for key in _PATHS & given.keys()}
+        folder = self.source if self.source.is_dir() else self.source.parent
+        given |= {key: folder / given[key] for key in _PATHS & given.keys()}
         given |= {"columns": tuple(given["columns"])} if "columns" in given else {}
         return ImportOptions(**{"name": self.name} | given)
 
@@ -74,7 +75,17 @@ def benchmark_of(name: str, data: Path | None) -> Benchmark:
             got=name,
         )
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.stem).strip("-._") or "dataset"
-    return Benchmark(plain, folder, options={"name": folder.stem} | _UNKNOWN)
+    source = _table_in(folder)
+    options = {"name": folder.stem} | _UNKNOWN
+    if source.is_file() and (source.parent / "items.csv").is_file():
+        options["items"] = "items.csv"
+    return Benchmark(plain, source, options=options)
+
+
+def _table_in(folder: Path) -> Path:
+    """A folder's only interactions.csv, .tsv or the like; or else the folder, or file, itself."""
+    tables = sorted(folder.glob("interactions.*")) if folder.is_dir() else []
+    return tables[0] if len(tables) == 1 and tables[0].suffix != ".parquet" else folder
 
 
 def read_benchmark(path: Path, data: Path | None) -> Benchmark:

@@ -166,7 +166,9 @@ def source(tmp_path: Path) -> Callable[..., Path]:
     def write() -> Path:
         folder, random = tmp_path / "source", np.random.default_rng(3)
         folder.mkdir()
-        rows = [(u, int(i) + 1, t) for u in range(30) for t, i in enumerate(random.permutation(20))]
+        rows = [
+            (u, int(i) + 1, t) for u in range(30) for t, i in enumerate(random.permutation(20)[:14])
+        ]
         table = pd.DataFrame([*rows, rows[0]], columns=["user_id", "item_id", "timestamp"])
         table.sample(frac=1, random_state=1).to_csv(folder / "interactions.csv", index=False)
         items = pd.DataFrame({"item_id": range(1, 21), "title": [f"Thing {n}" for n in range(20)]})

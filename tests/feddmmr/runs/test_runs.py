@@ -439,3 +439,17 @@ def test_sizes_and_durations_are_for_people() -> None:
     assert [spoken(n) for n in (0.04, 119, 120, 7200, 2e5)] == [
         "0.0 s", "119.0 s", "2 min", "2 h", "2 d"
     ]  # fmt: skip
+
+
+def test_show_tells_every_group_of_the_test(runs: tuple[Path, Path], feddmmr: Feddmmr) -> None:
+    plain = feddmmr("runs", "show", "whole", "--home", runs[0])[1]
+    code, out, _ = feddmmr("runs", "show", "whole", "--home", runs[0], "--all")
+    assert code == 0
+    for number in STAGES:
+        for group, cells in manifest(runs[0], "whole")["stages"][str(number)]["test"].items():
+            figures = f"{cells['full']['hr@10']:.4f} / {cells['full']['ndcg@10']:.4f}"
+            users = f"{cells['full']['users']:.0f}"
+            rows = [line.split() for line in out.splitlines() if group in line.split()]
+            assert any(figures.split()[0] in row and users in row for row in rows), group
+    assert "length-" in out
+    assert "length-" not in plain
