@@ -19,35 +19,38 @@ class Through(StrEnum):
     flower = "flower"
 
 
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[DATASET]...",
+        help="Names in conf/benchmark/, or folders: sources that `data import` takes, or imported "
+        "datasets.",
+        show_default="all names whose folder is below --data",
+    ),
+]
+Work = Annotated[Path, typer.Option(help="Folder for datasets, runs, ranks and results.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Nodes that users are spread over.")]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A run-config key, over the registry's."),
+]
+TextModel = Annotated[
+    str, typer.Option(help="Encoder of texts without features: a name, or a folder.")
+]
+
+
 def benchmark(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[DATASET]...",
-            help="Names in conf/benchmark/, or folders: sources that `data import` takes, or "
-            "imported datasets.",
-            show_default="all names whose folder is below --data",
-        ),
-    ] = None,
+    names: Names = None,
     dataset: Annotated[list[str] | None, typer.Option(help="The same, as an option.")] = None,
     data: Annotated[
         Path | None, typer.Option(help="Where the folders of named benchmarks are.")
     ] = None,
-    work: Annotated[
-        Path, typer.Option(help="Folder for datasets, runs, ranks and results.")
-    ] = Path("~/.feddmmr/benchmark"),
+    work: Work = Path("~/.feddmmr/benchmark"),
     seeds: Annotated[str, typer.Option(help="As 0,1,2; default: the benchmark's.")] = "",
     through: Annotated[Through, typer.Option(help="What trains.")] = Through.in_process,
-    num_supernodes: Annotated[
-        int, typer.Option(min=1, help="Nodes that users are spread over.")
-    ] = 1,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A run-config key, over the registry's."),
-    ] = None,
-    text_model: Annotated[
-        str, typer.Option(help="Encoder of texts without features: a name, or a folder.")
-    ] = "",
+    num_supernodes: Nodes = 1,
+    set_: Pairs = None,
+    text_model: TextModel = "",
     training: Annotated[
         bool, typer.Option(help="Or else show what is finished, beside the baselines.")
     ] = True,
@@ -59,33 +62,39 @@ def benchmark(
     a bar of the registry is missed.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from feddmmr.benchmark.progress import Progress
     from feddmmr.benchmark.registry import benchmark_of
-    from feddmmr.benchmark.run import Options, Plan, run_benchmark
-    from feddmmr.benchmark.table import tables
+    from feddmmr.benchmark.run import Options
     from feddmmr.benchmark.training import DRIVERS
     from feddmmr.launch.command import merge
-    from server_app.record.checkpoint import write_atomically
 
     folder = work.expanduser().absolute()
     options = Options(folder, merge([], set_ or []), _seeds(seeds), text_model, training)
-    chosen = [
-        benchmark_of(name, data) for name in [*(names or []), *(dataset or [])] or _there(data)
-    ]
-    plans = [Plan(bench, options) for bench in _distinct(chosen)]
-    driver = DRIVERS[through.value](num_supernodes)
-    results: list[dict[str, Any]] = []
-    with Progress(plans) as progress:
-        for plan in plans:
-            results.append(run_benchmark(plan, driver, progress.say))
-            path = plan.place.folder / "result.json"
-            write_atomically(path, json.dumps(results[-1], indent=1).encode())
-    _print(*(part for result in results for part in tables(result)))
-    for plan in plans:
-        print(f"result: {plan.place.folder / 'result.json'}")
+    wanted = [*(names or []), *(dataset or [])] or _there(data)
+    chosen = _distinct([benchmark_of(name, data) for name in wanted])
+    results = _results(chosen, options, DRIVERS[through.value](num_supernodes))
     if page:
         _write_page(results, folder / "report")
     _require_bars(results)
+
+
+def _results(chosen: list[Any], options: Any, driver: Any) -> list[dict[str, Any]]:
+    """The result of each benchmark, written as soon as it is there, and all of them as tables."""
+    from feddmmr.benchmark.progress import Progress
+    from feddmmr.benchmark.run import Plan, run_benchmark
+    from feddmmr.benchmark.table import tables
+    from server_app.record.checkpoint import write_atomically
+
+    results: list[dict[str, Any]] = []
+    plans = [Plan(bench, options) for bench in chosen]
+    files = [plan.place.folder / "result.json" for plan in plans]
+    with Progress(plans) as progress:
+        for plan, file in zip(plans, files, strict=True):
+            results.append(run_benchmark(plan, driver, progress.say))
+            write_atomically(file, json.dumps(results[-1], indent=1).encode())
+    _print(*(part for result in results for part in tables(result)))
+    for file in files:
+        print(f"result: {file}")
+    return results
 
 
 def _seeds(text: str) -> list[int] | None:

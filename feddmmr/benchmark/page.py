@@ -9,6 +9,7 @@ from feddmmr.runs.page import Plot, plot, refuse_other, render, write_page
 from feddmmr.runs.plots_results import BLUE, GREEN, GREY, ORANGE, RED
 
 Result = dict[str, Any]
+_KINDS = ("-figures", "-differences", "-validation")  # of plots, after the dataset's name
 _COLORS = {"control": ORANGE, "stage 1": "#9cc0e7", "stage 2": "#5b95d2", "stage 3": "#1f4e8c"}
 
 
@@ -25,7 +26,8 @@ def write_results(results: list[Result], out: Path) -> Path:
         figures={result["benchmark"]: _figures(result) for result in results},
     )
     plots = [one for found in drawn.values() for one in found]
-    return write_page(out, page, plots, [path.stem for path in out.glob("*.png")])
+    older = [path.stem for path in out.glob("*.png") if path.stem.endswith(_KINDS)]
+    return write_page(out, page, plots, older)
 
 
 def _figures(result: Result) -> list[tuple[str, list[str], list[str]]]:

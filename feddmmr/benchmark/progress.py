@@ -33,19 +33,19 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def say(self, job: Job, rounds: int) -> None:
-        """A job has that many finished rounds."""
+    def say(self, job: Job, rounds: int, done: bool) -> None:
+        """A job has that many finished rounds; ``done`` is said once, at its end."""
         name = (str(job.config["home"]), job.run, job.stage)
-        if name not in self._done and rounds == job.rounds:
+        if done and name not in self._done:
             self._known.add(name)
         self._done[name] = rounds
         label = f"{Path(name[0]).parent.name}: {job.row}, seed {job.seed}"
         if self._bar is not None:
-            done = sum(self._done.values())
+            finished = sum(self._done.values())
             self._bar.update(
-                self._task, completed=done, total=max(self._total, done), description=label
+                self._task, completed=finished, total=max(self._total, finished), description=label
             )
-        elif rounds == job.rounds:
+        elif done:
             note(f"{label}: {self._told(name)}")
 
     def _told(self, name: tuple[str, str, int]) -> str:

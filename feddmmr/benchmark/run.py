@@ -29,7 +29,7 @@ from shared_model.fingerprint import file_sha256
 from shared_model.stages import STAGES
 
 _TODO = "free disk space, then run the same command: it goes on"
-Say = Callable[[Job, int], None]  # a job has so many finished rounds; all of them at its end
+Say = Callable[[Job, int, bool], None]  # a job has so many finished rounds; whether it is done
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def run_benchmark(plan: Plan, driver: Driver, say: Say) -> dict[str, Any]:
 def _finished(plan: Plan, job: Job, driver: Driver, say: Say) -> StageRecord | None:
     """The job's record; ``None`` if it is not there and nothing is to be trained."""
     if plan.options.training:
-        record = trained(job, driver, plan.place.log(job), lambda rounds: say(job, rounds))
+        record = trained(job, driver, plan.place.log(job), lambda rounds: say(job, rounds, False))
     else:
         found = recorded(job)
         if found is None:
             return None
         record = found
-    say(job, job.rounds)
+    say(job, job.rounds, True)
     return record
 
 

@@ -98,17 +98,19 @@ def test_text_knn_ranks_cold_items_and_the_others_put_them_last(
     found = evaluate_baselines(dataset)
     rows = cold_rows(dataset, np.arange(dataset.num_users))
     assert len(rows) > 3
-    hits = {"cold": 0, "cold-only": 0}
+    reciprocal = {"cold": 0.0, "cold-only": 0.0}
     for row in rows.tolist():
         inputs, target = split_view(dataset, row, "cold")
         near = inputs[-RECENT:].tolist()
         scores = [sum(float(unit[i] @ unit[n]) for n in near if n != i) for i in range(31)]
         for group, among in (("cold", range(1, 31)), ("cold-only", sorted(cold))):
             ahead = [i for i in among if i != target and not scores[i] < scores[target]]
-            hits[group] += len(ahead) < 5
-    for group, count in hits.items():
-        assert found["text-knn"][group]["full"]["hr@5"] == pytest.approx(count / len(rows))
-        assert found["item-knn"][group]["full"]["hr@5"] == 0
+            reciprocal[group] += 1 / (1 + len(ahead))
+    for group, total in reciprocal.items():
+        assert found["text-knn"][group]["full"]["mrr"] == pytest.approx(total / len(rows))
+        last = 1 / (len(cold) if group == "cold-only" else 30)
+        for name in ("item-knn", "markov", "popularity"):
+            assert found[name][group]["full"]["mrr"] == pytest.approx(last)
 
 
 def test_ranks_of_popularity_by_brute_force(dataset: Dataset) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from client_app.data.dataset import open_dataset
 from feddmmr.baselines.baselines import evaluate_baselines
 from feddmmr.launch.in_process import run_in_process
-from feddmmr.runs import report as runs_report
+from feddmmr.runs import page as runs_page
 from feddmmr.runs import verify as runs_verify
 from feddmmr.runs.compare import difference
 from feddmmr.runs.plots import epsilons
@@ -295,7 +295,7 @@ def test_a_report_that_was_cut_off_is_written_anew(
     feddmmr: Feddmmr, runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a picture of an older report, which the run does not have now, does not stay."""
-    out, write, written = tmp_path / "out", runs_report.write_atomically, []
+    out, write, written = tmp_path / "out", runs_page.write_atomically, []
 
     def cut(path: Path, *rest: Any) -> None:
         if len(written) == 2:
@@ -305,7 +305,7 @@ def test_a_report_that_was_cut_off_is_written_anew(
 
     arguments = ("runs", "report", "other", "--home", runs[0], "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr(runs_report, "write_atomically", cut)
+        patch.setattr(runs_page, "write_atomically", cut)
         with pytest.raises(CutError):
             feddmmr(*arguments)
     (out / "mixture.png").write_bytes(b"older")
