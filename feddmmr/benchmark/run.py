@@ -133,9 +133,9 @@ def _finished(plan: Plan, job: Job, driver: Driver, say: Say) -> StageRecord | N
 def _add_baselines(plan: Plan, seed: int, rows: Rows) -> None:
     """The baselines' ranks of a seed, made once."""
     sha256 = file_sha256(plan.dataset.folder / "dataset.json")[:12]
-    names = {"popularity", "markov", "item-knn"}
-    names |= {"text-knn"} if plan.dataset.info.get("text_dim") else set()
-    paths = {name: plan.place.ranks(f"{name}-seed{seed}-{sha256}") for name in sorted(names)}
+    names = ["popularity", "markov", "item-knn"]
+    names += ["text-knn"] if plan.dataset.info.get("text_dim") else []
+    paths = {name: plan.place.ranks(f"{name}-seed{seed}-{sha256}") for name in names}
     if not all(path.is_file() for path in paths.values()):
         for name, table in _baseline_tables(plan.dataset, seed).items():
             _keep(paths[name], table)

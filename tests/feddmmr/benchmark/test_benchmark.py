@@ -23,7 +23,7 @@ from tests.support.staged import SETTINGS, watching, write_mixed
 SMALL = [f"{key.replace('_', '-')}={value}" for key, value in SETTINGS.items()]
 SMALL = [pair for pair in SMALL if not pair.startswith("num-rounds")] + ["num-rounds=1"]
 SET = [part for pair in SMALL for part in ("--set", pair)]
-ROWS = ["item-knn", "markov", "popularity", "text-knn", "stage 1", "stage 2", "stage 3", "control"]
+ROWS = ["popularity", "markov", "item-knn", "text-knn", "stage 1", "stage 2", "stage 3", "control"]
 
 Result = dict[str, Any]
 
