@@ -6,7 +6,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet rectools==0.19.0 pyarrow
+"$folder/env/bin/pip" install --quiet rectools==0.19.0 pyarrow==17.0.0
 "$folder/env/bin/python" - "$@" <<'PYTHON'
 import sys
 
