@@ -16,7 +16,9 @@ def tables(result: Result) -> list[Any]:
         f"{result['benchmark']}: {data['users']} users, {data['items']} items "
         f"({data['cold_items']} cold), {data['interactions']} interactions"
     )
-    found = [head, figures_table(result), differences_table(result)]
+    found: list[Any] = [head]
+    for group in dict.fromkeys(group for group, _ in columns_of(result)):
+        found += [figures_table(result, group), differences_table(result, group)]
     return [*found, bars_table(result)] if result["bars"] else found
 
 
@@ -30,13 +32,14 @@ def rows_of(result: Result) -> list[str]:
     return list(dict.fromkeys(row["row"] for row in result["rows"]))
 
 
-def figures_table(result: Result) -> Table:
+def figures_table(result: Result, group: str) -> Table:
     """HR@10 / NDCG@10: a mean over seeds, with its standard error where there are two."""
-    title = "test, HR@10 / NDCG@10, means over seeds ± standard error"
-    table = _table(title, "", *(f"{group}\n{protocol}" for group, protocol in columns_of(result)))
+    columns = [column for column in columns_of(result) if column[0] == group]
+    title = f"{group}: test, HR@10 / NDCG@10, means over seeds ± standard error"
+    table = _table(title, "", *(protocol for _, protocol in columns))
     found = {(r["row"], r["group"], r["protocol"]): r for r in result["rows"]}
     for row in rows_of(result):
-        cells = [figures(found.get((row, *cell))) for cell in columns_of(result)]
+        cells = [figures(found.get((row, *cell))) for cell in columns]
         table.add_row(row, *cells)
     return table
 
@@ -52,18 +55,19 @@ def figures(row: Result | None) -> str:
     return means + "\n± " + " / ".join(f"{error:.4f}" for error in errors)
 
 
-def differences_table(result: Result) -> Table:
+def differences_table(result: Result, group: str) -> Table:
     """What the last stage has more than every other row: NDCG@10, of the same users and seeds."""
     last = last_stage(result)
-    title = f"{last}, NDCG@10 more than ... ± over users (± over seeds)"
-    table = _table(title, "", *(f"{group}\n{protocol}" for group, protocol in columns_of(result)))
+    columns = [column for column in columns_of(result) if column[0] == group]
+    title = f"{group}: {last}, NDCG@10 more than ... ± over users (± over seeds)"
+    table = _table(title, "", *(protocol for _, protocol in columns))
     found = {
         (d["against"], d["group"], d["protocol"]): d
         for d in result["differences"]
         if d["row"] == last and d["metric"] == "ndcg@10"
     }
     for row in dict.fromkeys(against for against, _, _ in found):
-        cells = [difference(found.get((row, *cell))) for cell in columns_of(result)]
+        cells = [difference(found.get((row, *cell))) for cell in columns]
         table.add_row(row, *cells)
     return table
 
