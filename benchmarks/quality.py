@@ -8,13 +8,11 @@ command goes on where a killed one stopped. Everything about a row in the JSON c
 """
 
 import argparse
-import contextlib
 import shutil
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.ablations import BACKBONE, NAMES, Changes, Row, squeezed_dataset, table_rows
 from benchmarks.output import write_json
@@ -22,8 +20,8 @@ from benchmarks.quality_table import print_table
 from client_app.data.compile import publish, temporary_sibling
 from client_app.data.content import content_dims
 from client_app.data.dataset import Dataset, open_dataset
+from feddmmr.benchmark.training import Job, in_process, trained
 from feddmmr.launch.command import checked, merge, own_app
-from feddmmr.launch.in_process import run_in_process
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.manifest import Record, open_manifest
 from server_app.record.schema import ManifestDocument
@@ -49,37 +47,19 @@ class Bench:
 
     def run_row(self, row: Row, seed: int) -> tuple[ManifestDocument, list[Record]]:
         """Train what the row lacks: its manifest's document, and an entry for each stage."""
-        home, documents = self.home(row.name, seed), []
+        home = self.home(row.name, seed)
         home.mkdir(parents=True, exist_ok=True)
         data = squeezed_dataset(self.dataset, self.work) if row.squeezed else self.dataset.folder
         where = {"home": str(home), "run": RUN, "dataset": str(data), "seed": seed}
-        with (home / LOG).open("a", buffering=1) as log, contextlib.redirect_stdout(log):
-            if row.shares_backbone:
-                _share_run(self.home(BACKBONE, seed), home)
-            for stage, changes in row.stages.items():
-                config = {**self.config, **where, "stage": stage, **changes}
-                documents.append(_run_stage(home, checked(own_app(), config)))
-        last = documents[-1]
+        if row.shares_backbone:
+            _share_run(self.home(BACKBONE, seed), home)
+        for stage, changes in row.stages.items():
+            config = {**self.config, **where, "stage": stage, **changes}
+            job = Job(row.name, seed, RUN, stage, config)
+            trained(job, in_process(1), home / LOG, lambda _: None)
+        with open_manifest(home, RUN) as manifest:
+            last = manifest.data
         return last, [_entry(row, seed, stage, last, home) for stage in row.stages]
-
-
-def _run_stage(home: Path, settings: dict[str, Any]) -> ManifestDocument:
-    """The manifest's document with this stage complete, trained only if it is not yet."""
-    with open_manifest(home, RUN) as manifest:
-        record = manifest.stage(settings["stage"])
-        old = record["config"] if record else {}
-        changed = [key for key in sorted(old) if old[key] != settings.get(key)]
-        if changed:
-            raise ManifestError(
-                "this row was begun with other settings",
-                where=str(manifest.path),
-                expected=", ".join(f"{key_of(key)}={old[key]}" for key in changed),
-                got=", ".join(f"{key_of(key)}={settings.get(key)}" for key in changed),
-                todo="restore them, or choose another --work",
-            )
-    run_in_process(1, **settings)
-    with open_manifest(home, RUN) as manifest:
-        return manifest.data
 
 
 def _share_run(source: Path, home: Path) -> None:

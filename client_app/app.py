@@ -1,5 +1,6 @@
 """The ClientApp: what a node does when it is asked to prepare, train or evaluate."""
 
+import json
 from collections.abc import Callable
 
 from flwr.app import Context, Message, RecordDict
@@ -79,14 +80,16 @@ def _evaluate(node: Node, content: RecordDict) -> RecordDict:
     stage = stage_of(request.stage)
     model = node.model(stage)
     load_groups(model, messages.read_arrays(content), stage.trained)
-    cases = (node.dataset, node.rows, request.split, request.seed)
+    rows = node.rows[request.scores(node.dataset.user_keys[node.rows])]
+    cases = (node.dataset, rows, request.split, request.seed)
+    cuts = json.loads(request.cuts) if request.cuts else None
     if not stage.mixes:
-        return messages.metrics_content(evaluate_users(model, *cases))
+        return messages.metrics_content(evaluate_users(model, *cases, cuts=cuts))
     mixing = messages.read_mixing(content)
     if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
         return messages.ask_for_frozen(mixing.frozen_sha256)
     recall = node.recall(model)
-    sums = evaluate_users(model, *cases, (recall.settings(mixing), recall))
+    sums = evaluate_users(model, *cases, (recall.settings(mixing), recall), cuts)
     return messages.metrics_content(sums)
 
 

@@ -15,6 +15,7 @@ from client_app.data.dataset import (
     Rows,
     has_training,
     history_digest,
+    input_lengths,
     open_dataset,
     partition_rows,
 )
@@ -38,6 +39,7 @@ from shared_model.model.recommender import (
 )
 from shared_model.protocol.config import Settings, Value, parse_settings
 from shared_model.protocol.gaussian import keep_secret
+from shared_model.protocol.lengths import count_lengths
 from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, RoundPlan
 from shared_model.stages import Stage
@@ -121,6 +123,7 @@ class Node:
             text=self._dims()[1],
             app_sha256=app_sha256(),
             trainable=int(has_training(self.dataset, self.rows).sum()),
+            lengths=count_lengths(input_lengths(self.dataset, self.rows, "test")),
         )
 
     def noised(self, update: LocalUpdate, plan: RoundPlan) -> LocalUpdate:

@@ -14,6 +14,7 @@ import typer
 from feddmmr import privacy_command
 from feddmmr.audit import command as audit_command
 from feddmmr.baselines import command as baseline_command
+from feddmmr.benchmark import command as benchmark_command
 from feddmmr.data import command as data_commands
 from feddmmr.features import command as features_command
 from feddmmr.launch import command as run_command
@@ -50,6 +51,7 @@ app.add_typer(features_command.app, name="features")
 app.add_typer(privacy_command.app, name="privacy")
 app.command("audit")(audit_command.audit)
 app.command("baselines")(baseline_command.baselines)
+app.command("benchmark")(benchmark_command.benchmark)
 app.command("federation")(federation_command.federation)
 app.command("run")(run_command.run)
 app.command("recommend")(recommend_command.recommend)

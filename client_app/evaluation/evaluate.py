@@ -1,6 +1,7 @@
 """Evaluation of the users that a node hosts, as sums that merge over nodes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,21 +9,38 @@ from torch import Tensor
 
 from client_app.data.content import Content
 from client_app.data.dataset import Dataset, Ints, Rows, Split, cold_rows, input_lengths
-from client_app.evaluation.cases import Cases, make_cases, protocol_ranks
-from client_app.evaluation.target_groups import BUCKET_PROTOCOLS, buckets, candidates, groups_of
+from client_app.evaluation.cases import make_cases, protocol_ranks
+from client_app.evaluation.target_groups import (
+    BUCKET_PROTOCOLS,
+    LENGTH_PROTOCOLS,
+    buckets,
+    candidates,
+    groups_of,
+)
 from client_app.memory.cache import Recall
 from shared_model.device import on_device
 from shared_model.memory.memory import MemorySettings
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Candidates
 from shared_model.model.recommender import Recommender
+from shared_model.protocol.lengths import groups_by_length
 from shared_model.protocol.metrics import MetricSums, Ranks
 
 _BATCH, _MOST = 64, 1024
 _CELLS = 2**27  # scores of a batch on a GPU at most
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Ranked:
+    """Where the targets of a batch of users stand in one group."""
+
+    group: str
+    rows: Rows  # [B]
+    targets: Ints  # [B]
+    lengths: Ints  # [B], of the inputs
+    ranks: dict[str, Ranks]  # by protocol
+
+
 def evaluate_users(
     model: Recommender,
     dataset: Dataset,
@@ -30,14 +48,42 @@ def evaluate_users(
     split: Split,
     seed: int,
     mixing: tuple[MemorySettings, Recall] | None = None,
+    cuts: list[int] | None = None,
 ) -> MetricSums:
     """HR, NDCG and MRR sums of users ``rows`` [N] on "valid" or "test", every group in one pass.
+
+    Group "all" by buckets, too; by the length of the input, cut at ``cuts``, if they are given.
+    """
+    sums = MetricSums()
+    for found in rank_users(model, dataset, rows, split, seed, mixing):
+        for protocol, ranks in found.ranks.items():
+            sums.add(found.group, protocol, ranks)
+        if found.group == "all":
+            for bucket, members in buckets(dataset, found.targets, found.lengths).items():
+                for protocol in BUCKET_PROTOCOLS:
+                    sums.add(bucket, protocol, found.ranks[protocol].of(members))
+            parts = {} if cuts is None else groups_by_length(found.lengths, cuts)
+            for part, members in parts.items():
+                for protocol in LENGTH_PROTOCOLS:
+                    sums.add(part, protocol, found.ranks[protocol].of(members))
+    return sums
+
+
+@torch.no_grad()
+def rank_users(
+    model: Recommender,
+    dataset: Dataset,
+    rows: Rows,
+    split: Split,
+    seed: int,
+    mixing: tuple[MemorySettings, Recall] | None = None,
+) -> Iterator[Ranked]:
+    """The ranks of users ``rows`` [N] in every group of "valid" or "test", batch by batch.
 
     Stages 2 and 3 need ``mixing``. A model without a mixture has nothing to say about cold items:
     what it has in their place counts as -inf, so that a cold target ranks behind all other
     candidates, not by chance.
     """
-    sums = MetricSums()
     device = model.item_embedding.weight.device
     unscored = on_device(dataset.cold & (mixing is None), device)
     mixed = _Mixed(model, *mixing) if mixing else None
@@ -48,6 +94,7 @@ def evaluate_users(
         }
         one = next(iter(cases.values()))  # inputs and targets are the same in every group
         lengths = input_lengths(dataset, batch, part)
+        users = (batch, one.targets.cpu().numpy(), lengths)
         hidden = model(one.inputs, Dropout())[:, -1]  # [B, D]
         if mixed is None:
             scores = model.score(hidden).masked_fill(unscored, -torch.inf)  # [B, I+1]
@@ -55,28 +102,10 @@ def evaluate_users(
             scores, as_cold = mixed.scores(hidden, one.targets, batch, lengths)
             if "all" in cases:
                 among = on_device(candidates(dataset, "all"), device)
-                for protocol, ranks in protocol_ranks(as_cold, cases["all"], among).items():
-                    sums.add("as-cold", protocol, ranks)
-        for group, protocol, ranks in _ranks(dataset, cases, scores, lengths):
-            sums.add(group, protocol, ranks)
-    return sums
-
-
-def _ranks(
-    dataset: Dataset, cases: dict[str, Cases], scores: Tensor, lengths: Ints
-) -> Iterator[tuple[str, str, Ranks]]:
-    """Group or bucket, protocol, and ranks of its users. Scores [B, I+1], input lengths [B]."""
-    for group, of_group in cases.items():
-        among = on_device(candidates(dataset, group), scores.device)
-        ranks = protocol_ranks(scores, of_group, among)
-        for protocol in ranks:
-            yield group, protocol, ranks[protocol]
-        if group == "all":
-            for bucket, members in buckets(
-                dataset, of_group.targets.cpu().numpy(), lengths
-            ).items():
-                for protocol in BUCKET_PROTOCOLS:
-                    yield bucket, protocol, ranks[protocol].of(members)
+                yield Ranked("as-cold", *users, protocol_ranks(as_cold, cases["all"], among))
+        for group, of_group in cases.items():
+            among = on_device(candidates(dataset, group), device)
+            yield Ranked(group, *users, protocol_ranks(scores, of_group, among))
 
 
 def _batch_size(dataset: Dataset, device: torch.device) -> int:

@@ -15,6 +15,7 @@ Bools = npt.NDArray[np.bool_]
 WARM_GROUPS = ("all", "all-with-cold")  # the targets of "valid" and "test"
 COLD_GROUPS = ("cold", "cold-only")  # the cold test cases
 BUCKET_PROTOCOLS = ("uniform-100", "full")
+LENGTH_PROTOCOLS = ("full", "full-unseen")  # of the parts by length (shared_model: lengths.py)
 HISTORIES = ("short", "medium", "long")
 LONGEST_SHORT, LONGEST_MEDIUM = 20, 50  # items; fixed, so that figures of data sets compare
 

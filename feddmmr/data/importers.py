@@ -7,7 +7,7 @@ figures stay comparable. Whatever is dropped is counted (import_record.py).
 """
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,40 +36,13 @@ from feddmmr.data.import_catalogue import (
     hold_out,
     known_interactions,
 )
+from feddmmr.data.import_options import ImportOptions as ImportOptions
 from feddmmr.data.import_record import ImportRecord
 from feddmmr.data.reading import readers
 from feddmmr.data.reading.source import Layout, Source
 from feddmmr.data.ties import order_ties
 from feddmmr.features.files import FeatureFiles, read_features
 from shared_model.errors import DataError
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """What `feddmmr data import` can be told; its --help explains each."""
-
-    format: str = "auto"
-    items: Path | None = None
-    features: Path | None = None
-    visual_encoder: str = ""
-    text_encoder: str = ""
-    user_column: str = ""
-    item_column: str = ""
-    time_column: str = ""
-    rating_column: str = ""
-    separator: str = ""
-    columns: tuple[str, ...] = ()
-    min_rating: float | None = None
-    duplicates: str = "refuse"
-    ties: str = "hash"
-    sort: bool = False
-    most_active: int | None = None
-    last: int | None = None
-    k_core: int = 5
-    new_items: str = "cold"
-    cold_fraction: float = 0.0
-    seed: int = 0
-    name: str = ""
 
 
 def import_dataset(source: Path, output: Path, options: ImportOptions) -> dict[str, Any]:

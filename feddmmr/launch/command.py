@@ -88,9 +88,9 @@ def run(
             _run_here(vars(settings[place]), num_supernodes)
         return
     nodes = federation_config(num_supernodes, cpus_per_node, gpus_per_node)
-    superlink = _reached(connection)
+    superlink = reach(connection)
     for place in to_start:
-        _run_there(superlink, app or own_app(), runs[place], nodes)
+        run_there(superlink, app or own_app(), runs[place], nodes)
 
 
 def own_app() -> Path:
@@ -221,7 +221,7 @@ def _refuse_ignored(app: Path | None, connection: str, cpus: int, gpus: float) -
         )
 
 
-def _reached(connection: str) -> SuperLink:
+def reach(connection: str) -> SuperLink:
     """The connection; the SuperLink of this machine is started first, if it does not run."""
     try:
         return reached(open_superlink(connection))
@@ -238,7 +238,7 @@ def _run_here(settings: Overrides, num_supernodes: int) -> None:
         _interrupted("submit the same run again to resume it")
 
 
-def _run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str) -> None:
+def run_there(superlink: SuperLink, app: Path, overrides: Overrides, nodes: str) -> None:
     """Run it to its end; again where Flower or Ray gave it up for want of time: it resumes."""
     run_id, outcome, log = _submitted(superlink, app, overrides, nodes)
     for _ in range(_RESUMES):

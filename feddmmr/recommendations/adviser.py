@@ -16,9 +16,9 @@ from client_app.data.dataset import Dataset, Ints
 from client_app.evaluation.evaluate import shared_candidates
 from client_app.memory.cache import Recall, memory_settings, shared_bank
 from feddmmr.recommendations.parts import PARTS, Parts, parts_of, state_alone
-from feddmmr.runs.read import Run
+from feddmmr.runs.read import Run, complete_stage
 from feddmmr.runs.verify import best_model
-from shared_model.errors import ConfigError, ManifestError
+from shared_model.errors import ConfigError
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Memories
 from shared_model.model.recommender import Recommender
@@ -61,16 +61,7 @@ class Adviser:
     """
 
     def __init__(self, run: Run, dataset: Dataset, stage: int = 0) -> None:
-        self.number = stage or run.newest_complete()
-        record = run.data["stages"].get(str(self.number))
-        if record is None or record["status"] != "complete":
-            named = f"stage {stage}" if stage else "no stage"
-            raise ManifestError(
-                f"{named} of this run is{' not' if stage else ''} complete",
-                where=str(run.folder),
-                got=", ".join(f"stage {n} {r['status']}" for n, r in run.stages) or "no stage",
-                todo="finish the run, or choose a complete stage with --stage",
-            )
+        self.number, record = complete_stage(run, stage)
         self.run, self.dataset, self.record = run, dataset, record
         self.model: Recommender = best_model(run, self.number)
         self.content: Content | None = None

@@ -7,22 +7,14 @@ from typing import Any
 from client_app.data.dataset import Dataset, open_dataset
 from feddmmr.recommendations.adviser import Adviser, rank_of, recommend, usable
 from feddmmr.recommendations.titles import Catalogue
-from feddmmr.runs.data import data_of, differences, require_same
+from feddmmr.runs.data import differences, need_data, require_same
 from feddmmr.runs.read import Run
-from shared_model.errors import DataError
 
 
 def data_for(run: Run, home: Path, folder: Path | None) -> Dataset:
     """The run's dataset, or a part of it: a site that hosts some of the users may ask as well."""
     if folder is None:
-        dataset = data_of(run, home, None)
-        if dataset is None:
-            raise DataError(
-                "the data of this run are not at hand",
-                expected=f"a dataset with sha256 {run.data['dataset']['sha256'][:12]}",
-                todo="pass the folder that the run was trained on with --dataset",
-            )
-        return dataset
+        return need_data(run, home, None)
     dataset = open_dataset(folder.expanduser().resolve())
     other = differences(run, dataset)
     same = dataset.catalogue_sha256 == run.data["dataset"]["catalogue_sha256"]

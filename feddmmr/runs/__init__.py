@@ -1,1 +1,1 @@
-"""`feddmmr runs`: list, show, verify, compare and report."""
+"""`feddmmr runs`: list, show, verify, compare, report and export."""

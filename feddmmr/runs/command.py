@@ -1,4 +1,4 @@
-"""`feddmmr runs`: list, show, verify, compare, report and delete."""
+"""`feddmmr runs`: list, show, verify, compare, report, export and delete."""
 
 import sys
 from pathlib import Path
@@ -28,16 +28,24 @@ def list_(home: Home = None) -> None:
 
 
 @app.command()
-def show(run: Name, home: Home = None) -> None:
+def show(
+    run: Name,
+    home: Home = None,
+    every_group: Annotated[
+        bool, typer.Option("--all", help="The test of every group: buckets, parts by length.")
+    ] = False,
+) -> None:
     """One run: data, stages, privacy and results."""
     from feddmmr.runs.read import home_folder, read_run
-    from feddmmr.runs.tables import facts, stages_table
+    from feddmmr.runs.tables import facts, groups_table, stages_table
     from server_app.record.manifest import Manifest
     from server_app.record.report import closing_table
 
     found = read_run(home_folder(home), run)
     _print(*facts(found), stages_table(found))
     closing_table(Manifest(found.folder, found.data))
+    if every_group:
+        _print(groups_table(found))
 
 
 @app.command("verify")
@@ -115,6 +123,37 @@ def delete(
             raise typer.Exit(1)
     delete_run(folder, run)
     print(f"deleted: {folder / 'runs' / run}")
+
+
+@app.command()
+def export(
+    run: Name,
+    ranks: Annotated[Path, typer.Option(help="Parquet file for the test ranks, user by user.")],
+    stage: Annotated[int, typer.Option(min=0, help="0 = the newest complete one.")] = 0,
+    home: Home = None,
+    dataset: Dataset = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """The ranks behind a stage's test figures, so that anyone scores it with their own tool.
+
+    The best checkpoint is scored anew; figures that are not the manifest's are an error.
+    """
+    from feddmmr.notes import note
+    from feddmmr.output_file import write_output
+    from feddmmr.runs.data import need_data
+    from feddmmr.runs.export import frame_of, parquet
+    from feddmmr.runs.ranks import SAME, disagreement, stage_ranks
+    from feddmmr.runs.read import complete_stage, home_folder, read_run
+
+    found = read_run(home_folder(home), run)
+    number, record = complete_stage(found, stage)
+    table = stage_ranks(found, need_data(found, home_folder(home), dataset), number, device)
+    apart = disagreement(table, record)
+    if apart > SAME:
+        note(f"note: scored on another processor, say: figures differ by up to {apart:.2g}")
+    frame = frame_of(table)
+    write_output(ranks, parquet(frame))
+    print(f"ranks of stage {number}: {ranks.resolve()}, {len(frame):,} rows")
 
 
 def _print(*parts: object) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from feddmmr.runs.read import Run, cell, plain, stale, two
+from feddmmr.runs.read import Run, cell, groups_of, plain, stale, two
 from server_app.record.report import TABLE_GROUPS
 from server_app.record.schema import PARTS
 from shared_model.protocol.metrics import PROTOCOLS
@@ -26,12 +26,6 @@ def compared(runs: Sequence[Run], every_group: bool = False) -> list[Any]:
     return [*parts, _figures(runs, every_group), _settings(runs)]
 
 
-def groups_of(runs: Sequence[Run]) -> list[str]:
-    """Every group that a test of these runs has: those of the closing table first."""
-    found = {group for run in runs for _, record in run.stages for group in record["test"]}
-    return [g for g in TABLE_GROUPS if g in found] + sorted(found - set(TABLE_GROUPS))
-
-
 def _figures(runs: Sequence[Run], every_group: bool) -> Table:
     title = "test split, HR@10 / NDCG@10, in brackets the difference to the first run"
     table = Table(title=title, title_justify="left")
@@ -39,10 +33,11 @@ def _figures(runs: Sequence[Run], every_group: bool) -> Table:
         table.add_column(heading, no_wrap=True)
     for run in runs:
         table.add_column(Text(run.name), justify="right")
+    groups = groups_of(record for run in runs for _, record in run.stages)
     for number in STAGES:
         records = [run.data["stages"].get(str(number)) for run in runs]
         marks = [stale(record) if record else "" for record in records]
-        for group in groups_of(runs):
+        for group in groups:
             if every_group or group in TABLE_GROUPS:
                 for protocol in PROTOCOLS:
                     values = [_values(run, number, group, protocol) for run in runs]

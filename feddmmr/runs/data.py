@@ -32,6 +32,18 @@ def data_of(run: Run, home: Path, folder: Path | None) -> Dataset | None:
     return None
 
 
+def need_data(run: Run, home: Path, folder: Path | None) -> Dataset:
+    """As ``data_of``; ``DataError`` if nothing at hand fits."""
+    dataset = data_of(run, home, folder)
+    if dataset is None:
+        raise DataError(
+            "the data of this run are not at hand",
+            expected=f"a dataset with sha256 {run.data['dataset']['sha256'][:12]}",
+            todo="pass the folder that the run was trained on with --dataset",
+        )
+    return dataset
+
+
 def require_same(run: Run, dataset: Dataset) -> None:
     """``DataError`` unless the run was trained on these data and features."""
     if different := differences(run, dataset):

@@ -1,78 +1,39 @@
 """A run's plots: what was measured round by round, in all stages one after the other.
 
-Each is a figure for a page and for print, or ``None`` where the run has nothing to show. Node names
-come from nodes: no text of theirs is read as mathematics.
+Each is a figure for a page and for print, or nothing where the run has nothing to show.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from io import BytesIO
+from functools import partial
 from typing import Any
 
-from feddmmr.runs.plots_results import BLUE, GREEN, GREY, ORANGE, RED, buckets, cold_items, results
+from feddmmr.runs.page import Plot, plot
+from feddmmr.runs.plots_results import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    buckets,
+    cold_items,
+    results,
+    spread,
+)
 from feddmmr.runs.read import Cost, Run
 from server_app.record.schema import MISHAPS, RoundRecord, StageRecord
-from shared_model.errors import ConfigError
 
 Baselines = dict[str, dict[str, dict[str, float]]]
 
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "text.parse_math": False,
-    "svg.hashsalt": "feddmmr",  # the same plot has the same bytes
-}
-_WIDTH, _HEIGHT = 6.4, 3.0  # inches, of one panel
 _FEW = 40  # points that are marked one by one
 _GROUPS = {"all": BLUE, "all-with-cold": GREEN, "as-cold": ORANGE}
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A picture with what a reader has to know of it."""
-
-    name: str  # of the file
-    title: str
-    caption: str
-    png: bytes
-    svg: bytes
-
-
 def draw(run: Run, baselines: Baselines | None) -> list[Plot]:
     """The plots that this run has something to show in. ``ConfigError`` without matplotlib."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "the report needs matplotlib", todo="install the extra: pip install 'feddmmr[report]'"
-        ) from error
     plots = []
-    with mpl.rc_context(_STYLE):
-        for name, (title, caption, panels, paint) in PLOTS.items():
-            figure = Figure(figsize=(_WIDTH, 0.4 + _HEIGHT * panels), layout="constrained")
-            FigureCanvasAgg(figure)
-            axes = figure.subplots(panels, sharex=panels > 1, squeeze=False)[:, 0]
-            if paint(run, baselines, *axes):
-                pictures = _saved(figure, "png", dpi=150), _saved(figure, "svg")
-                plots.append(Plot(name, title, caption, *pictures))
-    return plots
-
-
-def _saved(figure: Any, kind: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {}
-    figure.savefig(buffer, format=kind, metadata=metadata, **options)
-    return buffer.getvalue()
+    for name, (title, caption, panels, paint) in PLOTS.items():
+        plots.append(plot(name, title, caption, panels, partial(paint, run, baselines)))
+    return [one for one in plots if one is not None]
 
 
 def _entries(run: Run) -> Iterator[tuple[int, RoundRecord]]:
@@ -262,6 +223,13 @@ PLOTS: dict[str, tuple[str, str, int, Callable[..., bool]]] = {
         "Test, uniform-100, group “all”: by popularity of the target, by length of the history.",
         1,
         buckets,
+    ),
+    "spread": (
+        "The spread over users",
+        "Test, full-unseen, group “all”: users in tenths by the length of their histories, or in "
+        "fewer parts where many have one length.",
+        1,
+        spread,
     ),
     "loss": ("Training loss", "Stage 1: full softmax; then the sampled estimate of it.", 1, _loss),
     "traffic": ("Bytes and seconds", "Rounds with a validation send the model twice.", 2, _traffic),

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feddmmr.runs.read import Run, cell
+from shared_model.protocol.lengths import length_groups
 from shared_model.protocol.metrics import PROTOCOLS
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2a6ebb", "#d9822b", "#3d8b5f", "#c23b3b", "#bbbbbb"
 _SHADES = {1: "#9cc0e7", 2: "#5b95d2", 3: "#1f4e8c"}  # of the stages
-_GREYS = ("#dddddd", "#c4c4c4", "#a8a8a8")  # of the baselines
+_GREYS = ("#dddddd", "#c4c4c4", "#a8a8a8", "#8c8c8c")  # of the baselines
 _BUCKETS = (
     *("popularity-head", "popularity-middle", "popularity-tail"),
     *("history-short", "history-medium", "history-long"),
@@ -66,6 +67,24 @@ def buckets(run: Run, _: Any, axes: Any) -> bool:
             axes.annotate(
                 kind, at, xycoords=("data", "axes fraction"), ha="center", va="top", color="#666666"
             )
+    return bool(names)
+
+
+def spread(run: Run, _: Any, axes: Any) -> bool:
+    """NDCG@10 of users by the length of their histories, a line a stage."""
+    tested = [(n, r) for n, r in run.stages if length_groups(r["test"])]
+    names = length_groups(tested[0][1]["test"]) if tested else []
+    for number, record in tested:
+        cells = [cell(record, "test", name, "full-unseen") for name in names]
+        values = [found["ndcg@10"] if found else float("nan") for found in cells]
+        axes.plot(values, color=_SHADES[number], marker=".", label=f"Stage {number}")
+    labels = [name.removeprefix("length-").replace("-", "\u2013", 1) for name in names]
+    axes.set_xticks(range(len(names)), labels, fontsize=8)
+    axes.set_xlabel("items in the history")
+    axes.set_ylabel("NDCG@10, full-unseen")
+    axes.set_ylim(bottom=0)
+    if names:
+        axes.legend(ncols=3)
     return bool(names)
 
 

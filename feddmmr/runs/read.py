@@ -2,6 +2,7 @@
 
 import difflib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,10 @@ from typing import Any, Literal
 from feddmmr.launch.command import checked, own_app
 from server_app.record.lock import Writer, writer_of
 from server_app.record.manifest_file import unsealed
+from server_app.record.report import TABLE_GROUPS
 from server_app.record.schema import ManifestDocument, Split, StageRecord
 from shared_model.errors import ManifestError
+from shared_model.protocol.lengths import length_groups
 from shared_model.protocol.rules import RUN_NAME
 from shared_model.stages import STAGES
 
@@ -50,6 +53,21 @@ class Run:
         """How long ago the manifest was saved."""
         seconds = max(0.0, time.time() - (self.folder / "manifest.json").stat().st_mtime)
         return f"{spoken(seconds)} ago"
+
+
+def complete_stage(run: Run, stage: int = 0) -> tuple[int, StageRecord]:
+    """Number and record of a complete stage; 0 is the newest one. ``ManifestError`` otherwise."""
+    number = stage or run.newest_complete()
+    record = run.data["stages"].get(str(number))
+    if record is None or record["status"] != "complete":
+        named = f"stage {stage}" if stage else "no stage"
+        raise ManifestError(
+            f"{named} of this run is{' not' if stage else ''} complete",
+            where=str(run.folder),
+            got=", ".join(f"stage {n} {r['status']}" for n, r in run.stages) or "no stage",
+            todo="finish the run, or choose a complete stage with --stage",
+        )
+    return number, record
 
 
 def home_folder(home: Path | None) -> Path:
@@ -118,6 +136,18 @@ def rounds_of(number: int, record: StageRecord) -> int:
 def cell(record: StageRecord, split: Split, group: str, protocol: str) -> dict[str, float] | None:
     """Metrics of a split, or ``None`` where the stage has none."""
     return record[split].get(group, {}).get(protocol)
+
+
+def groups_of(records: Iterable[StageRecord]) -> list[str]:
+    """Every group that a test of these records has: those of the closing table first, parts by
+    length last."""
+    found = {group for record in records for group in record["test"]}
+    parts = length_groups(found)
+    return [
+        *(group for group in TABLE_GROUPS if group in found),
+        *sorted(found - set(TABLE_GROUPS) - set(parts)),
+        *parts,
+    ]
 
 
 def stale(record: StageRecord) -> str:

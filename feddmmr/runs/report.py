@@ -1,27 +1,30 @@
-"""One page about a run: everything in one HTML file, and the plots as PNG files beside it.
+"""One page about a run: everything in one HTML file, and the plots as PNG files beside it."""
 
-The page loads nothing: pictures are embedded, and a content security policy says so to the browser.
-Whatever comes from nodes is escaped.
-"""
-
-import base64
 from pathlib import Path
 from typing import Any
 
-from feddmmr.features.output import disk_faults
 from feddmmr.launch.command import defaults, own_app
 from feddmmr.runs.data import data_of
-from feddmmr.runs.plots import PLOTS, Baselines, Plot, draw, epsilons
-from feddmmr.runs.read import Run, cell, plain, rounds_of, size, spoken, stale, total, two
+from feddmmr.runs.page import Plot, refuse_other, render, write_page
+from feddmmr.runs.plots import PLOTS, Baselines, draw, epsilons
+from feddmmr.runs.read import (
+    Run,
+    cell,
+    groups_of,
+    plain,
+    rounds_of,
+    size,
+    spoken,
+    stale,
+    total,
+    two,
+)
 from feddmmr.runs.tables import scalars
-from server_app.record.checkpoint import write_atomically
-from server_app.record.report import TABLE_GROUPS, few_candidates, shortfalls
+from server_app.record.report import few_candidates, shortfalls
 from server_app.record.schema import StageRecord
-from shared_model.errors import ConfigError, DataError
 from shared_model.protocol.metrics import PROTOCOLS, SAMPLED
 
-PAGE, _TEMPLATE = "index.html", "report.html"
-_MARK = 'name="generator" content="feddmmr"'
+_TEMPLATE = "report.html"
 _MANY = 200  # dropped nodes that the page lists
 
 
@@ -31,57 +34,27 @@ def write_report(run: Run, home: Path, folder: Path | None, out: Path) -> Path:
     ``folder`` is the run's dataset, for the baselines. A report that is there is written anew;
     ``DataError`` for a folder with anything else in it.
     """
-    _refuse_other(out)
+    refuse_other(out)
     dataset = data_of(run, home, folder)
     baselines: Baselines | None = None
     if dataset is not None:
         from feddmmr.baselines.baselines import evaluate_baselines
 
         seed = run.stages[0][1]["seed"] if run.stages else 0
-        baselines = evaluate_baselines(dataset, "test", seed)
+        found = evaluate_baselines(dataset, "test", seed)
+        baselines = {name: report["all"] for name, report in found.items()}
     plots = draw(run, baselines)
-    files = {PAGE: _page(run, baselines, plots).encode()}  # first: it marks the folder as ours
-    files |= {_picture(plot.name): plot.png for plot in plots}
-    with disk_faults(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for name in set(map(_picture, PLOTS)) - files.keys():  # an older report's
-            (out / name).unlink(missing_ok=True)
-    for name, content in files.items():
-        write_atomically(out / name, content, "free disk space or choose another --out")
-    return (out / PAGE).resolve()
-
-
-def _picture(plot: str) -> str:
-    return f"{plot}.png"
-
-
-def _refuse_other(out: Path) -> None:
-    page = out / PAGE
-    ours = page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")
-    if out.exists() and not ours and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(
-            "the output is there and is no report",
-            where=str(out),
-            expected="a new or empty folder, or that of an older report",
-            todo="choose another --out",
-        )
+    return write_page(out, _page(run, baselines, plots), plots, PLOTS)
 
 
 def _page(run: Run, baselines: Baselines | None, plots: list[Plot]) -> str:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ConfigError(
-            "the report needs jinja2", todo="install the extra: pip install 'feddmmr[report]'"
-        ) from error
-    environment = Environment(
-        loader=PackageLoader("feddmmr.runs", "."), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template(_TEMPLATE).render(
+    return render(
+        "feddmmr.runs",
+        _TEMPLATE,
         run=run,
         data=run.data,
         stages=[_stage(number, record) for number, record in run.stages],
-        plots=[(plot, _embedded(plot)) for plot in plots],
+        plots=plots,
         protocols=PROTOCOLS,
         baselines=baselines,
         rows=_rows(run, baselines),
@@ -93,11 +66,6 @@ def _page(run: Run, baselines: Baselines | None, plots: list[Plot]) -> str:
         ledgers=[(n, _ledger(record)) for n, record in run.stages if record["privacy"]],
         plain=plain,
     )
-
-
-def _embedded(plot: Plot) -> str:
-    """The plot as a data URL: vectors, sharp on a phone and on paper."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(plot.svg).decode()}"
 
 
 def _stage(number: int, record: StageRecord) -> dict[str, Any]:
@@ -133,10 +101,10 @@ def _rows(run: Run, baselines: Baselines | None) -> list[tuple[str, list[str]]]:
 def _groups(run: Run) -> list[tuple[str, int, list[tuple[str, list[str]]]]]:
     """Group, its users, and the figures of each stage that has it; "all" is in the first table."""
     tested = [(number, record) for number, record in run.stages if record["test"]]
-    found = {group for _, record in tested for group in record["test"]} - {"all"}
-    named = [g for g in TABLE_GROUPS if g in found] + sorted(found - set(TABLE_GROUPS))
     groups = []
-    for group in named:
+    for group in groups_of(record for _, record in tested):
+        if group == "all":
+            continue
         having = [(n, record) for n, record in tested if group in record["test"]]
         users = int(having[0][1]["test"][group]["full"]["users"])
         figures = [

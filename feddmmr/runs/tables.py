@@ -11,6 +11,7 @@ from feddmmr.runs.read import (
     HEADLINE,
     Run,
     cell,
+    groups_of,
     plain,
     read_run,
     rounds_of,
@@ -23,6 +24,7 @@ from feddmmr.runs.read import (
 from feddmmr.runs.verify import Check
 from server_app.record.schema import StageRecord
 from shared_model.errors import ManifestError
+from shared_model.protocol.metrics import PROTOCOLS
 
 _STYLES = {"complete": "green", "running": "yellow", "failed": "red", "stale": "magenta"}
 _STYLES |= {"interrupted": "red"}  # the record says running, and no process writes the run
@@ -117,6 +119,20 @@ def stages_table(run: Run) -> Table:
             size(total(record, "bytes_up")),
             str(dropped + len(record["test_dropped"])),
         )
+    return table
+
+
+def groups_table(run: Run) -> Table:
+    """The test of every group, stage by stage: all that the closing table leaves out."""
+    table = _table("test split, HR@10 / NDCG@10, every group", "group", "stage")
+    for heading in ("users", *PROTOCOLS):
+        table.add_column(heading, justify="right")
+    tested = [(number, record) for number, record in run.stages if record["test"]]
+    for group in groups_of(record for _, record in tested):
+        for number, record in tested:
+            if cells := record["test"].get(group):
+                figures = [two(cells.get(protocol)) for protocol in PROTOCOLS]
+                table.add_row(group, str(number), f"{cells['full']['users']:.0f}", *figures)
     return table
 
 

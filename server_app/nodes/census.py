@@ -15,6 +15,7 @@ from shared_model.errors import NodeError
 from shared_model.fingerprint import app_sha256
 from shared_model.protocol import messages
 from shared_model.protocol.config import Settings
+from shared_model.protocol.lengths import cuts_of, read_lengths
 from shared_model.protocol.messages import NodeReport
 
 _POLL_SECONDS = 0.2
@@ -56,6 +57,11 @@ class Census:
         """The manifest's ``features``: dimensions, coverage, encoders and file hash."""
         described = json.loads(self._any.features)
         return cast(FeaturesRecord, described | {"sha256": self._any.features_sha256})
+
+    def cuts(self) -> list[int]:
+        """Where the users are cut into tenths by the length of their histories, over all nodes."""
+        told = [node.lengths for node in self.nodes.values() if node.lengths]
+        return cuts_of(map(read_lengths, told)) if told else []
 
     @property
     def dims(self) -> tuple[int, int]:

@@ -17,8 +17,11 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def round_line(stage: int, num_rounds: int, entry: RoundRecord) -> str:
-    """Round, participants, loss, validation, gate, router, seconds and bytes of one round."""
+def round_line(stage: int, num_rounds: int, entry: RoundRecord, sampled: bool = False) -> str:
+    """Round, participants, loss, validation, gate, router, seconds and bytes of one round.
+
+    With ``sampled``, how many users were validated with, too.
+    """
     loss = "-" if entry["loss"] is None else f"{entry['loss']:.4f}"
     parts = [
         f"stage {stage} round {entry['round']:>{len(str(num_rounds))}}/{num_rounds}",
@@ -26,7 +29,7 @@ def round_line(stage: int, num_rounds: int, entry: RoundRecord) -> str:
         f"loss {loss}",
     ]
     if "valid" in entry:
-        parts.append(_valid(entry["valid"]))
+        parts.append(_valid(entry["valid"], sampled))
     if "gate" in entry:
         parts.append(f"gate {entry['gate']:.3f}")
     if "router" in entry:
@@ -42,13 +45,14 @@ def round_line(stage: int, num_rounds: int, entry: RoundRecord) -> str:
     return "  ".join(parts)
 
 
-def _valid(valid: Report) -> str:
+def _valid(valid: Report, sampled: bool) -> str:
     """The headline figures of a validation, and among how many if that is not what it says."""
+    users = f" of {valid['all']['full']['users']:.0f} users" if sampled else ""
     found = valid["all"].get("uniform-100")
     if found is None:
-        return "valid - (nothing to rank among)"
+        return f"valid{users} - (nothing to rank among)"
     few = f" among {few_candidates(found)}" if few_candidates(found) else ""
-    return f"valid HR@10 {found['hr@10']:.4f} NDCG@10 {found['ndcg@10']:.4f}{few}"
+    return f"valid{users} HR@10 {found['hr@10']:.4f} NDCG@10 {found['ndcg@10']:.4f}{few}"
 
 
 def few_candidates(found: dict[str, float]) -> str:

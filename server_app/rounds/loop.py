@@ -19,7 +19,7 @@ from server_app.record.tensorboard import Events
 from server_app.rounds.exchange import Asking
 from server_app.rounds.result import RoundResult
 from server_app.rounds.strategy import StageStrategy
-from shared_model.errors import RoundError
+from shared_model.errors import ConfigError, RoundError
 from shared_model.model.recommender import Arrays
 from shared_model.protocol.metrics import Report
 
@@ -129,6 +129,7 @@ class StageRun:
         """Score this round's own arrays; keep them if they are the best so far."""
         result = self.asking.evaluate(round_, arrays, "valid")
         entry["valid"] = result.sums.report()
+        self._require_validated(entry["valid"])
         exchange, nodes = result.exchange, self.strategy.census.nodes
         entry["nodes"] = entry.get("nodes", len(nodes) - len({d["node"] for d in exchange.dropped}))
         for name in ("bytes_down", "bytes_up"):
@@ -138,6 +139,17 @@ class StageRun:
         ]
         if not self.record["checkpoint"] or selected(entry) > self._best():
             self._keep_best(round_, arrays, entry["valid"])
+
+    def _require_validated(self, valid: Report) -> None:
+        """``ConfigError`` if the sample that is validated with has nobody in it."""
+        if not valid:
+            raise ConfigError(
+                "nobody to validate with",
+                where=f"stage {self.stage}",
+                expected="a user that can be ranked",
+                got=f"none at evaluate-users={self.strategy.settings.evaluate_users}",
+                todo="start another run with more evaluate-users, or 0 for all",
+            )
 
     def _best(self) -> float:
         return selected(self.record)
@@ -158,7 +170,8 @@ class StageRun:
         self.events.add(finished)
         if save is not None:
             self._save_last(entry["round"], save)
-        report.say(report.round_line(self.stage, self.strategy.num_rounds, finished))
+        sampled = self.strategy.settings.evaluate_users > 0
+        report.say(report.round_line(self.stage, self.strategy.num_rounds, finished, sampled))
 
     def _save_last(self, round_: int, arrays: Arrays) -> None:
         """Checkpoint first, then the manifest that names it, then the files nobody names."""

@@ -1,5 +1,6 @@
 """The strategy: a stage's round plan out, its trained groups back, a server optimizer step."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, cast
@@ -100,14 +101,20 @@ class StageStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Sequence[Message]:
-        """All nodes score the arrays of this round on the config's "split", or on "valid"."""
+        """All nodes score the arrays of this round on the config's "split", or on "valid".
+
+        The test is of all users, and by the length of their histories, too.
+        """
+        split = cast(Split, config.get("split", "valid"))  # nodes refuse any other word
         plan = EvaluationPlan(
             stage=self.stage.number,
             round=server_round,
             seed=self.settings.seed,
-            split=cast(Split, config.get("split", "valid")),  # nodes refuse any other word
+            split=split,
             app_sha256=app_sha256(),
             catalogue_sha256=self.census.catalogue_sha256,
+            share=1.0 if split == "test" else self._validated_share(),
+            cuts=json.dumps(self.census.cuts()) if split == "test" else "",
         )
         return self._to_all(plan, arrays, messages.EVALUATE)
 
@@ -196,6 +203,11 @@ class StageStrategy(Strategy):
     def merged(self, answers: Answers[dict[str, float]]) -> EvaluationResult:
         """The nodes' metric sums as one."""
         return EvaluationResult(merge([sums for _, sums in answers.usable]), answers.exchange)
+
+    def _validated_share(self) -> float:
+        """Each user's chance to be in the sample that is validated with."""
+        wanted, users = self.settings.evaluate_users, self.census.dataset()["users"]
+        return min(1.0, wanted / users) if wanted else 1.0
 
     def _to_all(
         self, plan: RoundPlan | EvaluationPlan, arrays: ArrayRecord, message_type: str

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 CUTOFFS = (5, 10, 20)
 PROTOCOLS = ("uniform-100", "full", "full-unseen")
-_KEY = re.compile(f"[a-z][a-z-]{{0,40}}/({'|'.join(PROTOCOLS)})/[a-z0-9@]+")
+_KEY = re.compile(f"[a-z][a-z0-9-]{{0,40}}/({'|'.join(PROTOCOLS)})/[a-z0-9@]+")
 
 SAMPLED = 100  # candidates of "uniform-100", where that many exist
 

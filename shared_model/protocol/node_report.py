@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shared_model.errors import NodeError
 from shared_model.fingerprint import canonical
+from shared_model.protocol.lengths import read_lengths
 
 # The least that each count of a report can be, the most that any can, and what is a hash.
 _LEAST = {"partition": -1, "num_partitions": 1, "users": 1, "interactions": 1, "items": 1}
@@ -33,14 +34,17 @@ class NodeReport:
     text: int
     app_sha256: str
     trainable: int  # users with a training target
+    lengths: str = ""  # JSON: how many users have histories of which length (lengths.py)
 
 
 def check_report(report: NodeReport) -> None:
     """``NodeError`` if a count or a fingerprint cannot be one."""
     faults = [name for name, least in _LEAST.items() if not least <= getattr(report, name) < MOST]
     faults += [name for name, of in _HEX.items() if not re.fullmatch(of, getattr(report, name))]
-    if faults or not _is_object(report.features):
-        got = ", ".join(faults) or "features"
+    faults += [] if _is_object(report.features) else ["features"]
+    faults += [] if _counts_users(report) else ["lengths"]
+    if faults:
+        got = ", ".join(faults)
         raise NodeError("a node's report cannot be true", where=ascii(report.name)[:80], got=got)
 
 
@@ -51,4 +55,12 @@ def _is_object(text: str) -> bool:
             canonical(value)
         )  # no NaN, which no manifest can say
     except (ValueError, RecursionError):
+        return False
+
+
+def _counts_users(report: NodeReport) -> bool:
+    """Whether the counted lengths, if any are told, are those of all its users."""
+    try:
+        return not report.lengths or sum(read_lengths(report.lengths).values()) == report.users
+    except (ValueError, TypeError, RecursionError):
         return False

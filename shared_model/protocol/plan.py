@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from shared_model.seeds import UInt64, mix, participates, stable_hash
+from shared_model.seeds import UInt64, mix, participates, stable_hash, uniform
 
 if TYPE_CHECKING:  # the command reads settings whenever it starts, and waits for no torch
     from torch import Tensor
@@ -75,6 +75,12 @@ class EvaluationPlan:
     split: Literal["valid", "test"]
     app_sha256: str
     catalogue_sha256: str
+    share: float = 1.0  # of the users: a sample, the same in every round and stage of a run
+    cuts: str = ""  # JSON: the lengths at which users are cut into parts (lengths.py); "" = none
+
+    def scores(self, keys: UInt64) -> np.ndarray:
+        """Which users [N] are scored, by the hash of their keys. [N] bool."""
+        return uniform(stable_hash(self.seed, "evaluate"), keys) < self.share
 
 
 # What a node logs of Stages 2 and 3: sums over its participants of each user's loss or mean weight,

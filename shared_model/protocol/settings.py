@@ -65,6 +65,7 @@ class Settings:
     dp_delta: Annotated[float, Setting(number_in(1e-10, 1), "stage")]
     dp_noise_on: Annotated[str, Setting(one_of(*NOISE_ON), "stage")]
     evaluate_every: Annotated[int, Setting(at_least(1), "stage")]
+    evaluate_users: Annotated[int, Setting(at_least(0), "run")]
     checkpoint_every: Annotated[int, Setting(at_least(1), "operational")]
     patience: Annotated[int, Setting(at_least(0), "stage")]
     round_timeout: Annotated[float, Setting(POSITIVE, "operational")]

@@ -1,4 +1,4 @@
-"""What of a run's record is compared."""
+"""Runs that are cut off, and what of a run's record is compared."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from server_app.rounds.loop import StageRun
+from tests.conftest import CutError
 
 
 def last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -27,3 +28,18 @@ def without_seconds(manifest: dict[str, Any]) -> dict[str, Any]:
     for entry in stage["rounds"]:
         entry.pop("seconds")
     return stage
+
+
+def cut_at(run: Any, monkeypatch: pytest.MonkeyPatch, at: int, settings: dict[str, Any]) -> None:
+    """Run 'cut' until this round is finished, saved or not; there the server dies."""
+    original = StageRun._finish_round
+
+    def cut(self: StageRun, entry: Any, started: float, save: Any) -> None:
+        original(self, entry, started, save)
+        if entry["round"] == at:
+            raise CutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRun, "_finish_round", cut)
+        with pytest.raises(CutError):
+            run(2, run="cut", **settings)

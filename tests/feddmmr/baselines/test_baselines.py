@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client_app.data.dataset import Dataset, split_view
+from client_app.data.content import open_content
+from client_app.data.dataset import Dataset, cold_rows, split_view
 from feddmmr import cli
 from feddmmr.baselines.baselines import (
     RECENT,
@@ -18,6 +19,7 @@ from feddmmr.baselines.baselines import (
     item_knn,
     markov,
     popularity,
+    text_knn,
     train_pairs,
 )
 
@@ -71,6 +73,46 @@ def test_item_knn_is_the_sum_of_cosines(dataset: Dataset, recent: list[int]) -> 
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("recent", [[3], [3, 8, 5, 1, 20], [7, 2, 7]])
+def test_text_knn_is_the_sum_of_cosines_of_texts(recent: list[int]) -> None:
+    """Without an item's cosine with itself; an item without a text has none."""
+    text = np.random.default_rng(2).standard_normal((31, 6)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1)[:, None]
+    text[[0, 5, 11]] = 0
+    expected = [sum(float(text[i] @ text[r]) for r in recent if r != i) for i in range(31)]
+    scores = text_knn(text)(padded(recent))[0]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
+    assert scores[[5, 11]].tolist() == [0, 0]
+
+
+def test_text_knn_ranks_cold_items_and_the_others_put_them_last(
+    make_dataset: Any, small_histories: Any
+) -> None:
+    """By brute force: what follows the last five items, among everything or cold items alone."""
+    text = np.random.default_rng(4).standard_normal((30, 7))
+    text /= np.linalg.norm(text, axis=1)[:, None]
+    cold = {4, 9, 12, 21, 28}
+    long = {user: items for user, items in small_histories.items() if len(items) > 14}
+    dataset = make_dataset(long, num_items=30, cold=cold, features={"text": text})
+    unit = open_content(dataset, "text").text.numpy()
+    found = evaluate_baselines(dataset)
+    rows = cold_rows(dataset, np.arange(dataset.num_users))
+    assert len(rows) > 3
+    reciprocal = {"cold": 0.0, "cold-only": 0.0}
+    for row in rows.tolist():
+        inputs, target = split_view(dataset, row, "cold")
+        near = inputs[-RECENT:].tolist()
+        scores = [sum(float(unit[i] @ unit[n]) for n in near if n != i) for i in range(31)]
+        for group, among in (("cold", range(1, 31)), ("cold-only", sorted(cold))):
+            ahead = [i for i in among if i != target and not scores[i] < scores[target]]
+            reciprocal[group] += 1 / (1 + len(ahead))
+    for group, total in reciprocal.items():
+        assert found["text-knn"][group]["full"]["mrr"] == pytest.approx(total / len(rows))
+        last = 1 / (len(cold) if group == "cold-only" else 30)
+        for name in ("item-knn", "markov", "popularity"):
+            assert found[name][group]["full"]["mrr"] == pytest.approx(last)
+
+
 def test_ranks_of_popularity_by_brute_force(dataset: Dataset) -> None:
     """Full ranking: warm items other than the target that are at least as popular."""
     counts = Counter(item for history in train_histories(dataset) for item in history)
@@ -84,7 +126,7 @@ def test_ranks_of_popularity_by_brute_force(dataset: Dataset) -> None:
         ]
         hits["full"] += len(ahead) < 10
         hits["full-unseen"] += len([item for item in ahead if item not in history]) < 10
-    found = evaluate_baselines(dataset)["popularity"]
+    found = evaluate_baselines(dataset)["popularity"]["all"]
     for protocol, count in hits.items():
         assert found[protocol]["hr@10"] == pytest.approx(count / dataset.num_users)
         assert found[protocol]["users"] == dataset.num_users
@@ -107,10 +149,13 @@ def test_the_demo_rewards_sequence_over_popularity(
     assert caught.value.code == 0
     assert "item-knn" in capsys.readouterr().out
     figures = json.loads(file.read_text())["baselines"]
-    found = {name: figures[name]["uniform-100"]["hr@10"] for name in figures}
+    found = {name: figures[name]["all"]["uniform-100"]["hr@10"] for name in figures}
     assert found["popularity"] < 0.25
     assert found["markov"] > 0.65
-    assert set(figures["markov"]) == {"uniform-100", "full", "full-unseen"}
+    cold = {name: figures[name]["cold-only"]["full"]["hr@10"] for name in figures}
+    assert cold["text-knn"] > 0.3  # the demo's cold items are told by their texts alone
+    assert cold["popularity"] == cold["markov"] == cold["item-knn"] == 0.0
+    assert set(figures["markov"]["all"]) == {"uniform-100", "full", "full-unseen"}
 
 
 @pytest.mark.slow
@@ -123,6 +168,7 @@ def test_movielens_1m_has_the_known_figures(ml1m_dataset: Dataset) -> None:
         "markov": ((0.642, 0.458), (0.214, 0.126)),
     }
     for name, (uniform, unseen) in known.items():
-        sampled, full = figures[name]["uniform-100"], figures[name]["full-unseen"]
+        of_all = figures[name]["all"]
+        sampled, full = of_all["uniform-100"], of_all["full-unseen"]
         assert (sampled["hr@10"], sampled["ndcg@10"]) == pytest.approx(uniform, abs=0.01)
         assert (full["hr@10"], full["ndcg@10"]) == pytest.approx(unseen, abs=0.002)

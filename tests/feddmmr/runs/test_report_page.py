@@ -13,7 +13,7 @@ from PIL import Image
 from feddmmr.runs.read import read_run
 from feddmmr.runs.report import write_report
 
-PLOTS = ["validation", "mixture", "results", "cold-items", "buckets", "loss", "traffic"]
+PLOTS = ["validation", "mixture", "results", "cold-items", "buckets", "spread", "loss", "traffic"]
 TABLES = {"test": 3, "groups": 15, "settings": 30}  # and at least so many rows below the head
 BLUE, RED, ORANGE = (0x1F, 0x4E, 0x8C), (0xC2, 0x3B, 0x3B), (0xD9, 0x82, 0x2B)
 

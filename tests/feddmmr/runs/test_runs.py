@@ -17,7 +17,7 @@ from PIL import Image
 from client_app.data.dataset import open_dataset
 from feddmmr.baselines.baselines import evaluate_baselines
 from feddmmr.launch.in_process import run_in_process
-from feddmmr.runs import report as runs_report
+from feddmmr.runs import page as runs_page
 from feddmmr.runs import verify as runs_verify
 from feddmmr.runs.compare import difference
 from feddmmr.runs.plots import epsilons
@@ -242,7 +242,16 @@ def test_the_report_has_tables_plots_and_baselines(
     code, said, _ = feddmmr(*arguments)
     assert (code, said) == (0, f"report: {out / 'index.html'}\n")
     page = (out / "index.html").read_text()
-    names = ["validation", "mixture", "results", "cold-items", "buckets", "loss", "traffic"]
+    names = [
+        "validation",
+        "mixture",
+        "results",
+        "cold-items",
+        "buckets",
+        "spread",
+        "loss",
+        "traffic",
+    ]
     assert re.findall(r'figure id="plot-([\w-]+)"', page) == names
     assert sorted(path.name for path in out.glob("*.png")) == sorted(f"{n}.png" for n in names)
     for name in names:
@@ -255,7 +264,7 @@ def test_the_report_has_tables_plots_and_baselines(
     assert "https:" not in page
     baselines = evaluate_baselines(open_dataset(runs[1]), "test", 0)
     for found in baselines.values():
-        figures = found["full"]
+        figures = found["all"]["full"]
         assert f"{figures['hr@10']:.4f} / {figures['ndcg@10']:.4f}" in page
     for number in STAGES:
         for protocols in manifest(runs[0], "whole")["stages"][str(number)]["test"].values():
@@ -286,7 +295,7 @@ def test_a_report_that_was_cut_off_is_written_anew(
     feddmmr: Feddmmr, runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a picture of an older report, which the run does not have now, does not stay."""
-    out, write, written = tmp_path / "out", runs_report.write_atomically, []
+    out, write, written = tmp_path / "out", runs_page.write_atomically, []
 
     def cut(path: Path, *rest: Any) -> None:
         if len(written) == 2:
@@ -296,7 +305,7 @@ def test_a_report_that_was_cut_off_is_written_anew(
 
     arguments = ("runs", "report", "other", "--home", runs[0], "--out", out)
     with monkeypatch.context() as patch:
-        patch.setattr(runs_report, "write_atomically", cut)
+        patch.setattr(runs_page, "write_atomically", cut)
         with pytest.raises(CutError):
             feddmmr(*arguments)
     (out / "mixture.png").write_bytes(b"older")
@@ -430,3 +439,17 @@ def test_sizes_and_durations_are_for_people() -> None:
     assert [spoken(n) for n in (0.04, 119, 120, 7200, 2e5)] == [
         "0.0 s", "119.0 s", "2 min", "2 h", "2 d"
     ]  # fmt: skip
+
+
+def test_show_tells_every_group_of_the_test(runs: tuple[Path, Path], feddmmr: Feddmmr) -> None:
+    plain = feddmmr("runs", "show", "whole", "--home", runs[0])[1]
+    code, out, _ = feddmmr("runs", "show", "whole", "--home", runs[0], "--all")
+    assert code == 0
+    for number in STAGES:
+        for group, cells in manifest(runs[0], "whole")["stages"][str(number)]["test"].items():
+            figures = f"{cells['full']['hr@10']:.4f} / {cells['full']['ndcg@10']:.4f}"
+            users = f"{cells['full']['users']:.0f}"
+            rows = [line.split() for line in out.splitlines() if group in line.split()]
+            assert any(figures.split()[0] in row and users in row for row in rows), group
+    assert "length-" in out
+    assert "length-" not in plain

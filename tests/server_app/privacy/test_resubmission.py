@@ -47,5 +47,5 @@ def test_what_was_not_begun_again_is_still_to_be_redone(
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     monkeypatch.setenv("PATH", environment["PATH"])  # Popen finds programs by ours
     superlink = Sleepy("local", environment, tmp_path)
-    run_command._run_there(superlink, own_app(), {"redo": True, "stage": 1}, "")
+    run_command.run_there(superlink, own_app(), {"redo": True, "stage": 1}, "")
     assert [config["redo"] for config in Sleepy.submitted] == redone

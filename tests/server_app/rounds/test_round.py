@@ -11,8 +11,9 @@ from server_app.rounds.loop import StageRun, selected
 from shared_model.errors import ManifestError
 from shared_model.model.recommender import ModelShape, build, read_groups
 from shared_model.stages import stage_of
-from tests.conftest import CutError, checkpoint
+from tests.conftest import checkpoint
 from tests.support.rounds import (
+    cut_at,
     last_round,
     without_seconds,
 )
@@ -111,21 +112,6 @@ def test_test_split_is_opened_once(run: Any, monkeypatch: pytest.MonkeyPatch) ->
     stage = run(1)["stages"]["1"]
     assert [s for s in splits if s[1] == "test"] == [(stage["best_round"], "test")]
     assert splits[-1][1] == "test"
-
-
-def cut_at(run: Any, monkeypatch: pytest.MonkeyPatch, at: int, settings: dict[str, Any]) -> None:
-    """Run 'cut' until this round is finished, saved or not; there the server dies."""
-    original = StageRun._finish_round
-
-    def cut(self: StageRun, entry: Any, started: float, save: Any) -> None:
-        original(self, entry, started, save)
-        if entry["round"] == at:
-            raise CutError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageRun, "_finish_round", cut)
-        with pytest.raises(CutError):
-            run(2, run="cut", **settings)
 
 
 # Validated are rounds 0, 2, 4 and 5; the others are saved as often as checkpoint-every says.

@@ -1,0 +1,1 @@
+"""`feddmmr benchmark`: figures on many datasets, that others can line up."""
