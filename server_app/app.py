@@ -64,9 +64,12 @@ def federate(grid: Grid, settings: Settings, secret: bytes | None = None) -> Man
     with open_manifest(settings.home_folder, settings.run) as manifest:
         manifest.bind(app_record(), census.dataset(), census.features())
         report.say(f"{len(census.nodes)} nodes, {census.dataset()['users']} users")
-        for stage in stages:
-            _run_stage(grid, settings, manifest, census, stage, secret)
-        report.closing_table(manifest)
+        trained = [
+            stage.number
+            for stage in stages
+            if _run_stage(grid, settings, manifest, census, stage, secret)
+        ]
+        report.closing(manifest, trained)
         return manifest.data
 
 
@@ -77,14 +80,15 @@ def _run_stage(
     census: Census,
     stage: Stage,
     secret: bytes | None,
-) -> None:
+) -> bool:
+    """Train a stage to its end; false if it is complete and was left alone."""
     manifest.require_order(stage, _stage_config(settings))
     if manifest.is_complete(stage.number) and not settings.redo:
         report.say(
             f"stage {stage.number} ({stage.title}) is complete: nothing to do. To train it again: "
             f"--run-config 'stage={stage.number} redo=true', or another run='NAME'"
         )
-        return
+        return False
     require_one_promise(manifest, settings)
     old = manifest.stage(stage.number)
     goes_on = old is None or can_go_on(settings, manifest, old, census)
@@ -111,6 +115,7 @@ def _run_stage(
             raise failure from second
         raise
     remove_secrets(manifest)  # a file that cannot be deleted does not make a complete stage fail
+    return True
 
 
 def _num_rounds(settings: Settings, stage: Stage, ledger: Ledger | None) -> int:

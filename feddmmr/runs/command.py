@@ -1,4 +1,4 @@
-"""`feddmmr runs`: list, show, verify, compare and report."""
+"""`feddmmr runs`: list, show, note, verify, compare and report."""
 
 import sys
 from pathlib import Path
@@ -17,6 +17,8 @@ Dataset = Annotated[
     typer.Option(help="The run's dataset.", show_default="the demo, if the run is one of it"),
 ]
 
+_RESULTS = 80  # columns of the table of results, as in a run's own log
+
 
 @app.command("list")
 def list_(home: Home = None) -> None:
@@ -28,16 +30,52 @@ def list_(home: Home = None) -> None:
 
 
 @app.command()
-def show(run: Name, home: Home = None) -> None:
-    """One run: data, stages, privacy and results."""
+def show(
+    run: Name,
+    home: Home = None,
+    dataset: Dataset = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every group and protocol, and what each stage cost.")
+    ] = False,
+) -> None:
+    """One run: data, results of the stages beside baselines, and privacy."""
+    from feddmmr.runs.data import baselines_of, data_of
     from feddmmr.runs.read import home_folder, read_run
     from feddmmr.runs.tables import facts, stages_table
-    from server_app.record.manifest import Manifest
-    from server_app.record.report import closing_table
+    from server_app.record.report import say_remarks
+    from server_app.record.results import groups_table, results_table
 
-    found = read_run(home_folder(home), run)
-    _print(*facts(found), stages_table(found))
-    closing_table(Manifest(found.folder, found.data))
+    folder = home_folder(home)
+    found = read_run(folder, run)
+    data = data_of(found, folder, dataset)
+    _print(*facts(found))
+    _print(results_table(found.data, baselines_of(found, data)), width=_RESULTS)
+    if data is None:
+        _print("baselines: the data of this run are not at hand (--dataset)")
+    if everything:
+        _print(stages_table(found), groups_table(found.data))
+    for number, record in found.stages:
+        say_remarks(str(number), record)
+    _print(f"manifest: {found.folder / 'manifest.json'}")
+
+
+@app.command()
+def note(
+    run: Name,
+    text: Annotated[str | None, typer.Argument(help="A note; '' deletes it.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A tag, as often as needed; they replace the old.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Write a note and tags beside a run, for list, show and report; without any, show them."""
+    from feddmmr.runs.notes import read_note, write_note
+    from feddmmr.runs.read import home_folder, read_run
+
+    folder = read_run(home_folder(home), run).folder
+    given = text is not None or tag
+    found = write_note(folder, text, tag or None) if given else read_note(folder)
+    print(found.line or "no note")
 
 
 @app.command("verify")
@@ -95,10 +133,10 @@ def report(
     print(f"report: {write_report(read_run(folder, run), folder, dataset, out)}")
 
 
-def _print(*parts: object) -> None:
-    """Tables and lines, as wide as the terminal; 140 columns where there is none."""
+def _print(*parts: object, width: int = 140) -> None:
+    """Tables and lines, as wide as the terminal; as ``width`` where there is none."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else width, markup=False, highlight=False)
     for part in parts:
         console.print(part)

@@ -11,10 +11,9 @@ from typing import Any
 
 from feddmmr.runs.plots_results import BLUE, GREEN, GREY, ORANGE, RED, buckets, cold_items, results
 from feddmmr.runs.read import Cost, Run
+from server_app.record.results import Baselines
 from server_app.record.schema import MISHAPS, RoundRecord, StageRecord
 from shared_model.errors import ConfigError
-
-Baselines = dict[str, dict[str, dict[str, float]]]
 
 _STYLE: Any = {
     "font.size": 10,

@@ -2,13 +2,16 @@
 
 import difflib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from feddmmr.launch.command import checked, own_app
+from feddmmr.runs.notes import Note, read_note
 from server_app.record.manifest_file import unsealed
 from server_app.record.schema import ManifestDocument, Split, StageRecord
+from server_app.record.units import spoken
 from shared_model.errors import ManifestError
 from shared_model.stages import STAGES
 
@@ -37,6 +40,11 @@ class Run:
     def newest_complete(self) -> int:
         """The last stage that is complete, 0 if none is."""
         return max((n for n, record in self.stages if record["status"] == "complete"), default=0)
+
+    @property
+    def note(self) -> Note:
+        """What somebody wrote about it."""
+        return read_note(self.folder)
 
     @property
     def age(self) -> str:
@@ -116,26 +124,9 @@ def stale(record: StageRecord) -> str:
     return " (stale)" if record["status"] == "stale" else ""
 
 
-def two(values: dict[str, float] | None) -> str:
+def two(values: Mapping[str, float] | None) -> str:
     """HR@10 / NDCG@10."""
-    return "-" if values is None else f"{values['hr@10']:.4f} / {values['ndcg@10']:.4f}"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def spoken(seconds: float) -> str:
-    """A duration for people: one unit where that is enough."""
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.1f} s"
+    return "-" if values is None else f"{values['hr@10']:.3f} / {values['ndcg@10']:.3f}"
 
 
 def total(record: StageRecord, name: Cost) -> float:

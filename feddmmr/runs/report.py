@@ -10,13 +10,15 @@ from typing import Any
 
 from feddmmr.features.output import disk_faults
 from feddmmr.launch.command import defaults, own_app
-from feddmmr.runs.data import data_of
-from feddmmr.runs.plots import PLOTS, Baselines, Plot, draw, epsilons
-from feddmmr.runs.read import Run, cell, plain, rounds_of, size, spoken, stale, total, two
+from feddmmr.runs.data import baselines_of, data_of
+from feddmmr.runs.plots import PLOTS, Plot, draw, epsilons
+from feddmmr.runs.read import Run, cell, plain, rounds_of, stale, total, two
 from feddmmr.runs.tables import scalars
 from server_app.record.checkpoint import write_atomically
-from server_app.record.report import TABLE_GROUPS, few_candidates, shortfalls
+from server_app.record.report import few_candidates, shortfalls
+from server_app.record.results import TABLE_GROUPS, Baselines
 from server_app.record.schema import StageRecord
+from server_app.record.units import size, spoken
 from shared_model.errors import ConfigError, DataError
 from shared_model.protocol.metrics import PROTOCOLS, SAMPLED
 
@@ -32,13 +34,7 @@ def write_report(run: Run, home: Path, folder: Path | None, out: Path) -> Path:
     ``DataError`` for a folder with anything else in it.
     """
     _refuse_other(out)
-    dataset = data_of(run, home, folder)
-    baselines: Baselines | None = None
-    if dataset is not None:
-        from feddmmr.baselines.baselines import evaluate_baselines
-
-        seed = run.stages[0][1]["seed"] if run.stages else 0
-        baselines = evaluate_baselines(dataset, "test", seed)
+    baselines = baselines_of(run, data_of(run, home, folder))
     plots = draw(run, baselines)
     files = {PAGE: _page(run, baselines, plots).encode()}  # first: it marks the folder as ours
     files |= {_picture(plot.name): plot.png for plot in plots}

@@ -15,13 +15,12 @@ from feddmmr.runs.read import (
     read_run,
     rounds_of,
     run_names,
-    size,
-    spoken,
     total,
     two,
 )
 from feddmmr.runs.verify import Check
 from server_app.record.schema import StageRecord
+from server_app.record.units import size, spoken
 from shared_model.errors import ManifestError
 
 _STYLES = {"complete": "green", "running": "yellow", "failed": "red", "stale": "magenta"}
@@ -37,11 +36,12 @@ def overview(home: Path) -> list[Any]:
     table.add_column("test, uniform-100\nHR@10 / NDCG@10", justify="right")
     table.add_column("cold, uniform-100\nHR@10 / NDCG@10", justify="right")
     faults = []
+    table.add_column("note")
     for name in names:
         try:
             table.add_row(name, *_overview_row(read_run(home, name)))
         except ManifestError as error:
-            table.add_row(name, "-", Text(error.what, "red"), "-", "-", "-")
+            table.add_row(name, "-", Text(error.what, "red"), *"----")
             faults.append(f"{name}: {error}")
     return [table, *faults]
 
@@ -55,7 +55,13 @@ def _overview_row(run: Run) -> list[Any]:
     figures = ["-", "-"]
     if tested is not None:
         figures = [two(cell(tested, "test", group, HEADLINE[1])) for group in ("all", "cold")]
-    return [f"{data['users']} users, {data['items']} items", stages, run.age, *figures]
+    return [
+        f"{data['users']} users, {data['items']} items",
+        stages,
+        run.age,
+        *figures,
+        run.note.line,
+    ]
 
 
 def _state(number: int, record: StageRecord) -> Text:
@@ -76,6 +82,8 @@ def facts(run: Run) -> list[str]:
         f"data     {data['users']} users, {data['items']} items ({data['cold_items']} cold), "
         f"{data['interactions']} interactions, sha256 {data['sha256'][:12]}",
     ]
+    if run.note.line:
+        lines.append(f"note     {run.note.line}")
     if features["sha256"]:
         shares = ", ".join(
             f"{kind} {features[f'{kind}_dim']} by {encoder}, {features[f'{kind}_coverage']:.0%}"
@@ -96,7 +104,7 @@ def scalars(ledger: Mapping[str, Any]) -> dict[str, Any]:
 
 def stages_table(run: Run) -> Table:
     """What each stage cost."""
-    table = _table("stages", "stage")
+    table = _table("what each stage cost", "stage")
     for heading in ("rounds", "best round", "loss", "time", "down", "up", "drops"):
         table.add_column(heading, justify="right")
     for number, record in run.stages:

@@ -5,8 +5,7 @@ the loop over the strategy's rounds is the project's own.
 """
 
 import time
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from flwr.serverapp import Grid
 
@@ -15,6 +14,7 @@ from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint, save_checkpoint
 from server_app.record.manifest import Manifest, Record
 from server_app.record.schema import Release, RoundRecord, StageRecord
+from server_app.record.selection import selected
 from server_app.record.tensorboard import Events
 from server_app.rounds.exchange import Asking
 from server_app.rounds.result import RoundResult
@@ -22,12 +22,6 @@ from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import RoundError
 from shared_model.model.recommender import Arrays
 from shared_model.protocol.metrics import Report
-
-# The validation figure that the best round maximises, summed over two groups: known items, among
-# cold ones if there are any, and, from Stage 2 on, what content alone tells ("as-cold"). Content
-# that outshouts all IDs gains in the second and loses in the first.
-SELECT_KNOWN, SELECT_CONTENT = ("all-with-cold", "all"), "as-cold"
-SELECT_BY = ("full", "ndcg@10")
 
 
 class StageRun:
@@ -229,12 +223,3 @@ def _entry(round_: int, result: RoundResult) -> Record:
         **({"clipped": result.clipped} if result.clipped else {}),
         **result.logs,
     }
-
-
-def selected(entry: Mapping[str, Any]) -> float:
-    """The validation figure by which rounds are compared."""
-    protocol, metric = SELECT_BY
-    valid = entry["valid"]
-    known = next(group for group in SELECT_KNOWN if group in valid)
-    groups = [known, SELECT_CONTENT] if SELECT_CONTENT in valid else [known]
-    return sum(float(valid[group][protocol][metric]) for group in groups)
