@@ -6,19 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client_app.data.content import Content
 from client_app.data.dataset import Dataset, Ints, Rows, Split, cold_rows, input_lengths
 from client_app.evaluation.cases import Cases, make_cases, protocol_ranks
+from client_app.evaluation.scoring import CatalogueScores
 from client_app.evaluation.target_groups import BUCKET_PROTOCOLS, buckets, candidates, groups_of
-from client_app.memory.cache import Recall, shared_bank
+from client_app.memory.cache import Recall
 from shared_model.memory.memory import MemorySettings
 from shared_model.model.dropout import Dropout
-from shared_model.model.mixture import Candidates
 from shared_model.model.recommender import Recommender
 from shared_model.protocol.metrics import MetricSums, Ranks
 
 _BATCH = 64
-_CELLS = 16_000_000  # candidates times remembered items at once: 64 MB a head
 
 
 @torch.no_grad()
@@ -105,30 +103,7 @@ def _mixed_scores(
 
     And the same with each user's own target by content: the score it would have if it were cold.
     """
-    device = hidden.device
-    memories = recall.memories(model, rows, [np.array([n]) for n in lengths], memory)
-    bank = shared_bank(memories).to(device)
-    banked = bank.memories(recall.content)
-    cold = torch.from_numpy(recall.dataset.cold).to(device)
-
-    def score(items: Tensor, as_cold: Tensor) -> Tensor:
-        candidates = shared_candidates(model, recall.content, items, as_cold)
-        scores: Tensor = model.mix()(hidden[None], candidates, banked).scores[0]  # [B, N]
-        return scores
-
-    # A large catalogue is scored in parts: what all candidates meet in memory is [N, L].
-    size = max(1, _CELLS // bank.items.shape[1])
-    parts: tuple[Tensor, ...] = torch.arange(len(cold), device=device).split(size)  # type: ignore[no-untyped-call]
-    scores = torch.cat([score(part, cold[part]) for part in parts], 1).cpu()
-    own = targets.to(device)
-    by_content = score(own, torch.ones_like(own, dtype=torch.bool)).diagonal().cpu()  # of [B, B]
+    scorer = CatalogueScores(model, hidden, rows, lengths, memory, recall)
+    scores, own = scorer.everything(), targets.to(hidden.device)
+    by_content = scorer.of(own, torch.ones_like(own, dtype=torch.bool)).diagonal().cpu()  # [B, B]
     return scores, scores.scatter(1, targets[:, None], by_content[:, None])
-
-
-def shared_candidates(
-    model: Recommender, content: Content, items: Tensor, cold: Tensor
-) -> Candidates:
-    """Items [N] as candidates that all users share; ``cold`` [N] ones are scored by content."""
-    ids = model.item_embedding.weight[items]
-    shared = (ids, content.visual[items], content.text[items], cold, items)
-    return Candidates(*(part[None] for part in shared))
