@@ -23,6 +23,7 @@ from server_app.privacy.mechanism import noising_of
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.manifest import Manifest, open_manifest
+from server_app.record.mlflow_run import require_mlflow
 from server_app.record.schema import AppRecord, Config, ManifestDocument
 from server_app.record.tensorboard import require_writer
 from server_app.rounds.loop import StageRun
@@ -57,6 +58,7 @@ def federate(grid: Grid, settings: Settings, secret: bytes | None = None) -> Man
     an audit, whose noise has to repeat and is never released.
     """
     require_writer(settings)
+    require_mlflow(settings)
     stages = list(STAGES.values()) if settings.stage == 0 else [stage_of(settings.stage)]
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
     require_training(census)

@@ -130,7 +130,7 @@ def _table(answer: dict[str, Any]) -> "Table":
     familiar = any(found["parts"]["familiarity"] for found in answer["recommendations"])
     parts = answer["recommendations"][0]["parts"]
     names = [part for part in parts if familiar or part != "familiarity"] if mixed else []
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("", justify="right")
     table.add_column("title")
     for heading in ("score", *(_HEADINGS.get(name, name) for name in names)):

@@ -43,7 +43,7 @@ def show(
     from feddmmr.runs.read import home_folder, read_run
     from feddmmr.runs.tables import facts, stages_table
     from server_app.record.report import say_remarks
-    from server_app.record.results import groups_table, results_table
+    from server_app.record.results import RESULT_GROUPS, TABLE_GROUPS, groups_table, results_table
 
     folder = home_folder(home)
     found = read_run(folder, run)
@@ -55,7 +55,7 @@ def show(
     if everything:
         _print(stages_table(found), groups_table(found.data))
     for number, record in found.stages:
-        say_remarks(str(number), record)
+        say_remarks(str(number), record, TABLE_GROUPS if everything else RESULT_GROUPS)
     _print(f"manifest: {found.folder / 'manifest.json'}")
 
 

@@ -98,6 +98,15 @@ def _line(axes: Any, run: Run, read: Callable[[RoundRecord], Any], label: str, c
     return bool(places)
 
 
+def _legend(*panels: Any) -> None:
+    """What the curves of all panels are, above them: never on a curve."""
+    found = [panel.get_legend_handles_labels() for panel in panels]
+    named = {text: mark for marks, texts in found for mark, text in zip(marks, texts, strict=True)}
+    if named:
+        place: Any = {"loc": "outside upper center", "ncols": 6, "fontsize": 8, "columnspacing": 1}
+        panels[0].figure.legend(list(named.values()), list(named), **place)
+
+
 def _stages(axes: Any, run: Run, *, named: bool = True) -> None:
     """Where stages begin, and the best round of each."""
     start = 0
@@ -134,8 +143,7 @@ def _validation(run: Run, _: Baselines | None, upper: Any, lower: Any) -> bool:
             shown |= _line(axes, run, read, group, color)
         _stages(axes, run, named=axes is upper)
         axes.set_ylabel(f"{metric.upper()}, {protocol}")
-    if shown:
-        upper.legend(loc="lower right")
+    _legend(upper)
     lower.set_xlabel("round")
     return shown
 
@@ -151,8 +159,7 @@ def _loss(run: Run, _: Baselines | None, axes: Any) -> bool:
     _stages(axes, run)
     axes.set_ylabel("nats a target")
     axes.set_xlabel("round")
-    if shown:
-        axes.legend()
+    _legend(axes)
     return shown
 
 
@@ -170,8 +177,7 @@ def _mixture(run: Run, _: Baselines | None, gate: Any, router: Any) -> bool:
     router.set_ylabel("mean router weight")
     router.set_ylim(0, 1)
     router.set_xlabel("round")
-    if shown:
-        router.legend(ncols=2)
+    _legend(gate, router)
     return shown
 
 
@@ -192,7 +198,7 @@ def _traffic(run: Run, _: Baselines | None, size: Any, seconds: Any) -> bool:
     size.set_ylabel("MB a round, all nodes")
     seconds.set_ylabel("seconds a round")
     seconds.set_xlabel("round")
-    size.legend(ncols=2)
+    _legend(size, seconds)
     return shown
 
 
@@ -209,8 +215,7 @@ def _dropped(run: Run, _: Baselines | None, axes: Any) -> bool:
             shown = True
     _stages(axes, run)
     axes.set_xlabel("round")
-    if shown:
-        axes.legend()
+    _legend(axes)
     return shown
 
 

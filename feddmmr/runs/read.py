@@ -4,6 +4,7 @@ import difflib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,8 +50,12 @@ class Run:
     @property
     def age(self) -> str:
         """How long ago the manifest was saved."""
-        seconds = max(0.0, time.time() - (self.folder / "manifest.json").stat().st_mtime)
-        return f"{spoken(seconds)} ago"
+        return f"{spoken(max(0.0, time.time() - self.saved.timestamp()))} ago"
+
+    @property
+    def saved(self) -> datetime:
+        """When the manifest was saved, in UTC."""
+        return datetime.fromtimestamp((self.folder / "manifest.json").stat().st_mtime, UTC)
 
 
 def home_folder(home: Path | None) -> Path:

@@ -34,9 +34,12 @@ def write_report(run: Run, home: Path, folder: Path | None, out: Path) -> Path:
     ``DataError`` for a folder with anything else in it.
     """
     _refuse_other(out)
-    baselines = baselines_of(run, data_of(run, home, folder))
+    dataset = data_of(run, home, folder)
+    baselines = baselines_of(run, dataset)
     plots = draw(run, baselines)
-    files = {PAGE: _page(run, baselines, plots).encode()}  # first: it marks the folder as ours
+    files = {
+        PAGE: _page(run, dataset.info["name"] if dataset else "", baselines, plots).encode()
+    }  # first: it marks the folder as ours
     files |= {_picture(plot.name): plot.png for plot in plots}
     with disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ def _refuse_other(out: Path) -> None:
         )
 
 
-def _page(run: Run, baselines: Baselines | None, plots: list[Plot]) -> str:
+def _page(run: Run, name: str, baselines: Baselines | None, plots: list[Plot]) -> str:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
@@ -75,6 +78,8 @@ def _page(run: Run, baselines: Baselines | None, plots: list[Plot]) -> str:
     )
     return environment.get_template(_TEMPLATE).render(
         run=run,
+        name=name,
+        **_head(run),
         data=run.data,
         stages=[_stage(number, record) for number, record in run.stages],
         plots=[(plot, _embedded(plot)) for plot in plots],
@@ -89,6 +94,16 @@ def _page(run: Run, baselines: Baselines | None, plots: list[Plot]) -> str:
         ledgers=[(n, _ledger(record)) for n, record in run.stages if record["privacy"]],
         plain=plain,
     )
+
+
+def _head(run: Run) -> dict[str, str]:
+    """When the run was saved, with which seeds, and how long its rounds took."""
+    seconds = sum(total(record, "seconds") for _, record in run.stages)
+    return {
+        "saved": f"{run.saved:%Y-%m-%d %H:%M} UTC",
+        "seeds": ", ".join(dict.fromkeys(str(record["seed"]) for _, record in run.stages)) or "-",
+        "duration": spoken(seconds),
+    }
 
 
 def _embedded(plot: Plot) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from server_app.record.manifest import Manifest
-from server_app.record.results import TABLE_GROUPS, WIDTH, results_table
+from server_app.record.results import RESULT_GROUPS, TABLE_GROUPS, WIDTH, results_table
 from server_app.record.schema import MISHAPS, SPLITS, PrivacyLedger, RoundRecord, StageRecord
 from server_app.record.selection import selected_parts
 from server_app.record.units import size
@@ -63,10 +63,10 @@ def few_candidates(found: dict[str, float]) -> str:
     return "" if count >= SAMPLED else f"{count:.1f}"
 
 
-def shortfalls(report: Report) -> list[str]:
+def shortfalls(report: Report, groups: Sequence[str] = TABLE_GROUPS) -> list[str]:
     """What a split's protocols lack: candidates, or users that have nothing to rank among."""
     notes = []
-    for group in (group for group in TABLE_GROUPS if group in report):
+    for group in (group for group in groups if group in report):
         everyone = report[group]["full"]["users"]
         for protocol in PROTOCOLS:
             found = report[group].get(protocol, {"users": 0.0})
@@ -106,16 +106,16 @@ def closing(manifest: Manifest, trained: Sequence[int]) -> None:
         Console(width=WIDTH).print(results_table(manifest.data))
         for number, record in sorted(manifest.data["stages"].items()):
             if number in stages:
-                say_remarks(number, record)
+                say_remarks(number, record, RESULT_GROUPS)
     home = manifest.folder.parent.parent
     say(f"all groups, and baselines: feddmmr runs show {manifest.data['run']} --all --home {home}")
     say(f"manifest: {manifest.path}")
 
 
-def say_remarks(number: str, record: StageRecord) -> None:
+def say_remarks(number: str, record: StageRecord, groups: Sequence[str] = TABLE_GROUPS) -> None:
     """What a reader of a stage's figures has to know beside them."""
     for split in SPLITS:
-        for note in shortfalls(record[split]):
+        for note in shortfalls(record[split], groups):
             say(f"note: stage {number} {split}, {note}")
     privacy = record["privacy"]
     if "releases" in privacy:

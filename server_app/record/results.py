@@ -1,6 +1,7 @@
 """A run's results as tables: a row a stage, or every group under every protocol."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -15,9 +16,12 @@ WIDTH = 80  # columns of the log of a run, which no terminal wraps
 
 # The buckets are in the manifest alone.
 TABLE_GROUPS = ("all", "all-with-cold", "as-cold", "cold", "cold-only")
+RESULT_GROUPS = ("all", "cold")  # of a row a stage: its warm and its cold targets
 _MARKS = {"complete": "", "running": " …", "failed": " failed", "stale": " stale"}
 
 _HEADINGS = ("kept\nround", "valid\nNDCG@10", "warm targets", "cold targets", "time", "sent")
+
+_TIGHT: Any = {"padding": (0, 1, 0, 0), "show_edge": False}  # what 80 columns hold
 
 Baselines = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -28,7 +32,7 @@ def results_table(document: ManifestDocument, baselines: Baselines | None = None
     Below them what ``baselines`` have, if they are known: name -> protocol -> figures.
     """
     title = f"run '{document['run']}', test: HR@10 among 100, 95% Wilson intervals over users"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, **_TIGHT)
     table.add_column("")
     for heading in _HEADINGS:
         table.add_column(heading, justify="right")
@@ -45,8 +49,7 @@ def _cells(record: StageRecord) -> list[str]:
     return [
         str(record["best_round"]),
         f"{selected(record):.3f}" if record["valid"] else "-",
-        with_interval(test.get("all", {}).get("uniform-100")),
-        with_interval(test.get("cold", {}).get("uniform-100")),
+        *(with_interval(test.get(group, {}).get("uniform-100")) for group in RESULT_GROUPS),
         spoken(sum(entry["seconds"] for entry in rounds)),
         size(sent),
     ]
@@ -55,7 +58,7 @@ def _cells(record: StageRecord) -> list[str]:
 def groups_table(document: ManifestDocument, groups: Sequence[str] = TABLE_GROUPS) -> Table:
     """Validation and test of every stage: each group under each protocol."""
     title = "every group, HR@10 / NDCG@10"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, **_TIGHT)
     for heading in ("stage", "split", "group"):
         table.add_column(heading)
     for protocol in PROTOCOLS:

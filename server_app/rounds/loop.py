@@ -5,6 +5,7 @@ the loop over the strategy's rounds is the project's own.
 """
 
 import time
+from contextlib import closing
 from typing import cast
 
 from flwr.serverapp import Grid
@@ -13,6 +14,7 @@ from server_app.privacy.ledger import Ledger
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint, save_checkpoint
 from server_app.record.manifest import Manifest, Record
+from server_app.record.mlflow_run import MlflowStage
 from server_app.record.schema import Release, RoundRecord, StageRecord
 from server_app.record.selection import selected
 from server_app.record.tensorboard import Events
@@ -45,13 +47,13 @@ class StageRun:
     def run(self, initial: Arrays) -> None:
         """From the initial arrays, or from the last saved round, to the tested best checkpoint."""
         arrays, done = self._resume(initial)
-        wanted = self.strategy.settings.tensorboard
-        self.events = Events(self.manifest.folder, self.stage, done + 1, wanted=wanted)
-        try:
+        settings, where = self.strategy.settings, (self.manifest.folder, self.stage, done + 1)
+        with (
+            closing(Events(*where, wanted=settings.tensorboard)) as self.events,
+            closing(MlflowStage(*where, self.record, settings.mlflow)) as self.tracked,
+        ):
             self._rounds(arrays, done)
-        finally:
-            self.events.close()
-        self._complete()
+            self._complete()
 
     def _rounds(self, arrays: Arrays, done: int) -> None:
         """Every round that is not done yet, until the last one or patience is over."""
@@ -150,6 +152,7 @@ class StageRun:
         finished = cast(RoundRecord, entry)
         self.record["rounds"].append(finished)
         self.events.add(finished)
+        self.tracked.add(finished)
         if save is not None:
             self._save_last(entry["round"], save)
         report.say(report.round_line(self.stage, self.strategy.num_rounds, finished))
@@ -204,6 +207,7 @@ class StageRun:
         result = self.asking.evaluate(best, arrays, "test")
         self.record["test"] = result.sums.report()
         self.record["test_dropped"] = result.exchange.dropped
+        self.tracked.complete(self.record)
         self.record["status"] = "complete"
         self.record["last"] = {}
         self.manifest.save()
