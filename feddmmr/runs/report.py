@@ -37,9 +37,8 @@ def write_report(run: Run, home: Path, folder: Path | None, out: Path) -> Path:
     dataset = data_of(run, home, folder)
     baselines = baselines_of(run, dataset)
     plots = draw(run, baselines)
-    files = {
-        PAGE: _page(run, dataset.info["name"] if dataset else "", baselines, plots).encode()
-    }  # first: it marks the folder as ours
+    page = _page(run, dataset.info["name"] if dataset else "", baselines, plots)
+    files = {PAGE: page.encode()}  # first: it marks the folder as ours
     files |= {_picture(plot.name): plot.png for plot in plots}
     with disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
