@@ -1,4 +1,4 @@
-"""The bundle as Flower builds it and Flower Hub takes it: format 1, licence, and a readable page."""
+"""The bundle as Flower builds it and Flower Hub takes it: format 1, licence, a page."""
 
 import io
 import re
