@@ -24,6 +24,7 @@ from flwr.cli.supernode.register import try_load_public_key
 from flwr.common.config import parse_config_args
 from flwr.supercore.auth import load_superexec_auth_secret
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from packaging.requirements import Requirement
 
 from feddmmr.launch.access import secured
 from feddmmr.launch.federation import Federation, eventually, processes_of
@@ -164,7 +165,8 @@ def test_the_dockerfile_pins_flower_as_the_project_does() -> None:
     text = (DOCKER / "Dockerfile").read_text()
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (version,) = re.findall(r"ARG FLWR_VERSION=(\S+)", text)
-    assert f"flwr[simulation]=={version}" in dependencies
+    (flower,) = (Requirement(one) for one in dependencies if one.startswith("flwr"))
+    assert version in flower.specifier
     printed = python("requirements.py", str(ROOT / "pyproject.toml")).stdout.split("\n")
     assert printed[:2] == [f"flwr=={version}", "torch==2.13.0"]
     assert len(printed) == len(dependencies) + 1
