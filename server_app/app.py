@@ -23,6 +23,7 @@ from server_app.privacy.mechanism import noising_of
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.manifest import Manifest, open_manifest
+from server_app.record.mlflow_run import require_mlflow
 from server_app.record.schema import AppRecord, ManifestDocument
 from server_app.record.tensorboard import require_writer
 from server_app.rounds.loop import StageRun
@@ -61,6 +62,7 @@ def federate(
     run, by which it can be stopped; empty without one.
     """
     require_writer(settings)
+    require_mlflow(settings)
     stages = asked_stages(settings)
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
     require_training(census)
@@ -68,9 +70,12 @@ def federate(
     with open_manifest(settings.home_folder, settings.run, flower_run) as manifest:
         manifest.bind(app_record(), census.dataset(), census.features())
         report.say(f"{len(census.nodes)} nodes, {census.dataset()['users']} users")
-        for stage in stages:
-            _run_stage(grid, settings, manifest, census, stage, secret)
-        report.closing_table(manifest)
+        trained = [
+            stage.number
+            for stage in stages
+            if _run_stage(grid, settings, manifest, census, stage, secret)
+        ]
+        report.closing(manifest, trained)
         return manifest.data
 
 
@@ -81,13 +86,14 @@ def _run_stage(
     census: Census,
     stage: Stage,
     secret: bytes | None,
-) -> None:
+) -> bool:
+    """Train a stage to its end; false if it is complete and was left alone."""
     if not has_work(settings, manifest, stage):
         report.say(
             f"stage {stage.number} ({stage.title}) is complete: nothing to do. To train it again: "
             f"--run-config 'stage={stage.number} redo=true', or another run='NAME'"
         )
-        return
+        return False
     require_one_promise(manifest, settings)
     old = manifest.stage(stage.number)
     goes_on = old is None or can_go_on(settings, manifest, old, census)
@@ -114,6 +120,7 @@ def _run_stage(
             raise failure from second
         raise
     remove_secrets(manifest)  # a file that cannot be deleted does not make a complete stage fail
+    return True
 
 
 def _num_rounds(settings: Settings, stage: Stage, ledger: Ledger | None) -> int:

@@ -91,7 +91,7 @@ def test_the_file_map_is_true() -> None:
 
 
 def test_every_room_is_named_and_none_is_crowded() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = PAGE.read_text()
     rooms = {path.parent for path in SOURCES}
     for room in rooms:
         assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 14, room

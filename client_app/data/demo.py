@@ -1,9 +1,10 @@
 """The embedded demo dataset: generated, never downloaded, the same bytes every time.
 
-500 items lie in 25 clusters (5 styles x 5 topics) of 20 places in a ring. A history mostly walks
-along rings: after an item comes the next one of its ring. An image shows style and place modulo 4,
-a text says topic and place modulo 5: each modality tells half of the cluster and half of the place
-(4 x 5 = 20 places, by the Chinese remainder theorem), so one is useful and both are better.
+500 items: 10 styles x 10 topics x 5 parts. A picture shows its item's style, a text tells its
+topic. A user likes three styles for good, and reads on: after an item comes one of the next topic,
+in a style that the user likes. So the last item tells the topic and the whole history the style;
+the picture tells of a cold item whether the user likes it, the text whether it is its turn. Item
+after item, too few pairs are seen for counts of what follows what (docs/data.md).
 """
 
 import hashlib
@@ -20,16 +21,16 @@ from shared_model.seeds import rng
 if TYPE_CHECKING:
     import pandas as pd
 
-USERS, STYLES, TOPICS, RING = 200, 5, 5, 20
-ITEMS = STYLES * TOPICS * RING
-VISUAL_PLACES, TEXT_PLACES = 4, 5  # coprime, with RING as their product
+USERS, STYLES, TOPICS, PARTS = 400, 10, 10, 5
+ITEMS = STYLES * TOPICS * PARTS
 VISUAL_DIM, TEXT_DIM = 512, 384
-LENGTHS = (38, 66)  # a history's length before cold items are taken out
-FOLLOW = 0.75  # how often a history goes on to the next place of its ring
-OWN_CLUSTER = 0.6  # else: how often it jumps within the user's clusters, not to a popular item
-CLUSTERS_A_USER = 4
+LENGTHS = (20, 40)  # a history's length before cold items are taken out
+LIKED = 3  # styles of a user
+FOLLOW = 0.9  # how often the next topic and a liked style come; else any item, by popularity
+SKEW = 0.5  # the n-th most popular item is 1 / n ** SKEW as popular as the first
 COLD_FRACTION = 0.1
 MISSING = 0.05  # of either modality, of different items
+NOISE = 0.7  # of an item's own, beside a direction of length 1 for its style or topic
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -83,56 +84,53 @@ def demo_frames(
             "timestamp": np.concatenate([np.arange(len(history)) for history in histories]),
         }
     )
-    style, topic, place = _structure()
-    title = [f"Style {s}, topic {t}, part {p}" for s, t, p in zip(style, topic, place, strict=True)]
+    style, topic, part = _structure()
+    title = [f"Style {s}, topic {t}, part {p}" for s, t, p in zip(style, topic, part, strict=True)]
     items = pd.DataFrame({"item_id": np.arange(1, ITEMS + 1), "title": title})
     items["cold"] = choose_cold(items["item_id"], COLD_FRACTION, seed)
     return interactions, items, _features(rng("demo", seed, "features"))
 
 
 def _structure() -> tuple[Ints, Ints, Ints]:
-    """Style, topic and place in the ring of every item: int64 [I] each."""
-    cluster, place = np.divmod(np.arange(ITEMS), RING)
+    """Style, topic and part of every item: int64 [I] each."""
+    cluster, part = np.divmod(np.arange(ITEMS), PARTS)
     style, topic = np.divmod(cluster, TOPICS)
-    return style, topic, place
+    return style, topic, part
 
 
 def _histories(random: np.random.Generator) -> Iterator[Ints]:
     """One user after the other: items from 0, none twice."""
-    popularity = random.permutation(1.0 / np.arange(1, ITEMS + 1) ** 0.7)
+    popularity = random.permutation(1.0 / np.arange(1, ITEMS + 1) ** SKEW)
     for _ in range(USERS):
-        own = random.choice(STYLES * TOPICS, CLUSTERS_A_USER, replace=False)
-        yield _history(random, own, popularity, int(random.integers(*LENGTHS)))
+        liked = random.choice(STYLES, LIKED, replace=False)
+        yield _history(random, liked, popularity, int(random.integers(*LENGTHS)))
 
 
-def _history(random: np.random.Generator, own: Ints, popularity: Floats, length: int) -> Ints:
-    """`length` items: along a ring, or by a jump into the user's clusters or to a popular item."""
+def _history(random: np.random.Generator, liked: Ints, popularity: Floats, length: int) -> Ints:
+    """`length` items: of the next topic in a liked style, or anything."""
+    style, topic, _ = _structure()
     unseen = popularity.copy()  # weight of each item that may come next
-    mine = np.isin(np.arange(ITEMS) // RING, own)
-    history: list[int] = []
+    mine = np.isin(style, liked)
+    history = [int(random.integers(ITEMS))]
+    unseen[history] = 0
     while len(history) < length:
-        item = _next_in_ring(history[-1]) if history else -1
-        if item < 0 or unseen[item] == 0 or random.random() >= FOLLOW:
-            weights = unseen * mine if random.random() < OWN_CLUSTER else unseen
-            item = int(random.choice(ITEMS, p=weights / weights.sum()))
+        turn = topic == (topic[history[-1]] + 1) % TOPICS
+        weights = unseen * (mine & turn)
+        if weights.sum() == 0 or random.random() >= FOLLOW:
+            weights = unseen
+        item = int(random.choice(ITEMS, p=weights / weights.sum()))
         unseen[item] = 0
         history.append(item)
     return np.array(history)
 
 
-def _next_in_ring(item: int) -> int:
-    return item // RING * RING + (item + 1) % RING
-
-
 def _features(random: np.random.Generator) -> dict[str, npt.NDArray[np.float16]]:
-    """Unit vectors: what a modality shows of the cluster, of the place, and noise of the item's."""
-    style, topic, place = _structure()
+    """Unit vectors: what a modality shows of an item, and noise of the item's own."""
+    style, topic, _ = _structure()
     visual = _directions(random, STYLES, VISUAL_DIM)[style]
-    visual = visual + _directions(random, VISUAL_PLACES, VISUAL_DIM)[place % VISUAL_PLACES]
     text = _directions(random, TOPICS, TEXT_DIM)[topic]
-    text = text + _directions(random, TEXT_PLACES, TEXT_DIM)[place % TEXT_PLACES]
-    visual = _unit(visual + 0.7 * _directions(random, ITEMS, VISUAL_DIM))
-    text = _unit(text + 0.7 * _directions(random, ITEMS, TEXT_DIM))
+    visual = _unit(visual + NOISE * _directions(random, ITEMS, VISUAL_DIM))
+    text = _unit(text + NOISE * _directions(random, ITEMS, TEXT_DIM))
     count = round(MISSING * ITEMS)
     missing = random.choice(ITEMS, 2 * count, replace=False)
     visual[missing[:count]] = 0

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client_app.data.content import Content
 from client_app.data.dataset import Dataset, Ints, Rows, Split, cold_rows, input_lengths
 from client_app.evaluation.cases import make_cases, protocol_ranks
+from client_app.evaluation.scoring import shared_candidates
 from client_app.evaluation.target_groups import (
     BUCKET_PROTOCOLS,
     LENGTH_PROTOCOLS,
@@ -21,7 +21,6 @@ from client_app.memory.cache import Recall
 from shared_model.device import on_device
 from shared_model.memory.memory import MemorySettings
 from shared_model.model.dropout import Dropout
-from shared_model.model.mixture import Candidates
 from shared_model.model.recommender import Recommender
 from shared_model.protocol.lengths import groups_by_length
 from shared_model.protocol.metrics import MetricSums, Ranks
@@ -152,12 +151,3 @@ class _Mixed:
         scores = self.catalogue.scores(hidden, held)
         by_content = self.catalogue.as_cold(hidden, held, targets)
         return scores, scores.scatter(1, targets[:, None], by_content[:, None])
-
-
-def shared_candidates(
-    model: Recommender, content: Content, items: Tensor, cold: Tensor
-) -> Candidates:
-    """Items [N] as candidates that all users share; ``cold`` [N] ones are scored by content."""
-    ids = model.item_embedding.weight[items]
-    shared = (ids, content.visual[items], content.text[items], cold, items)
-    return Candidates(*(part[None] for part in shared))

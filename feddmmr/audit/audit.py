@@ -3,13 +3,14 @@
 Every figure is a function of the run, its data and its seed, so an audit repeats.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from feddmmr.audit.defences import DEFENCES, Privacy, overrides
-from feddmmr.audit.items import items_attack
-from feddmmr.audit.membership import membership_attack
-from feddmmr.audit.promotion import promotion_attack
-from feddmmr.audit.run import AuditedRun
+from feddmmr.audit.items import expect_items, items_attack
+from feddmmr.audit.membership import REFERENCE, membership_attack
+from feddmmr.audit.promotion import KINDS, PROMOTION, SHARES, promotion_attack
+from feddmmr.audit.run import AuditedRun, Overrides
 from shared_model.errors import ConfigError
 from shared_model.fingerprint import app_sha256
 
@@ -31,6 +32,7 @@ def audit(
             got=str(users),
         )
     keys = overrides(run.settings, privacy)
+    _expect(run, attacks, keys, users, rounds)
     rows: list[dict[str, Any]] = []
     if "items" in attacks:
         rows += items_attack(run, privacy, users)
@@ -51,3 +53,22 @@ def audit(
     if attacks != ("items",):  # the others have trained the twins
         document["hr@10"] = {name: run.twin(name, keys[name]).hit_rate for name in DEFENCES}
     return document
+
+
+def _expect(
+    run: AuditedRun,
+    attacks: tuple[str, ...],
+    keys: Mapping[str, Overrides],
+    users: int,
+    rounds: int,
+) -> None:
+    """Tell the run's progress what there is to do, so that it can say how long it takes."""
+    if "items" in attacks:
+        expect_items(run, users)
+    if attacks != ("items",):
+        for name in (name for name in DEFENCES if not run.is_like(keys[name])):
+            run.expect_twin(name)
+    if "membership" in attacks:
+        run.expect_twin(REFERENCE)
+    if "promotion" in attacks:
+        run.progress.expect(PROMOTION, "round", len(SHARES) * len(KINDS) * len(keys) * rounds)

@@ -31,6 +31,7 @@ from shared_model.model.recommender import Arrays
 from shared_model.seeds import mix, stable_hash
 
 COHORTS = (1, 10, 100)
+ITEMS = "items"  # what the progress calls it
 _TABLE = "item_embedding.weight"
 _MEMBER = "AUC, one member"
 Figures = dict[tuple[str, str, str], list[float]]  # (metric, view, score): one a cohort
@@ -46,12 +47,26 @@ def items_attack(run: AuditedRun, privacy: Privacy, users: int) -> list[dict[str
     rows: list[dict[str, Any]] = []
     for when, attacker, score in chain(table_cases(run, privacy), content_cases(run, privacy)):
         for size in (size for size in COHORTS if size <= run.dataset.num_users):
-            chosen = order[: max(size, users // size * size)]
+            chosen = order[: size * _cohorts(users, size)]
             figures: Figures = defaultdict(list)
             for cohort in chosen.reshape(-1, size):
                 _attack(attacker, cohort, score, figures)
+                run.progress.step(ITEMS, size)
             rows += _rows(f"{when}, {size} user{'s' if size > 1 else ''}", figures)
     return rows
+
+
+def expect_items(run: AuditedRun, users: int) -> None:
+    """Tell the run's progress how many users' updates will be read: twice for each stage."""
+    complete = [r for r in run.document["stages"].values() if r["status"] == "complete"]
+    sizes = [size for size in COHORTS if size <= run.dataset.num_users]
+    once = sum(size * _cohorts(users, size) for size in sizes)
+    run.progress.expect(ITEMS, "update", 2 * len(complete) * once)
+
+
+def _cohorts(users: int, size: int) -> int:
+    """How many cohorts of a size there are; a larger cohort than all ``users`` is one."""
+    return max(1, users // size)
 
 
 def table_cases(run: AuditedRun, privacy: Privacy) -> Iterator[tuple[str, Attacker, Score]]:

@@ -35,6 +35,7 @@ from shared_model.protocol.config import Value
 BACK = (4, 3, 2, 1)  # places from a history's end
 TRAINED = (True, True, False, False)  # which of them a run trains on
 FALSE_POSITIVES = 0.01
+REFERENCE = "reference"  # the name of the reference model's training
 PARTS = 2  # the reference model is trained on part 0, the users of part 1 are attacked
 _AUC, _TPR = "AUC", "TPR at 1% FPR"
 _CHANCE = {_AUC: 0.5, _TPR: FALSE_POSITIVES}
@@ -48,7 +49,7 @@ def membership_attack(
     """The attack on the run's twin under each defence."""
     rows = attacked_users(run.dataset)
     members = np.tile(TRAINED, len(rows))
-    reference = run.twin("reference", defences[UNDEFENDED], _others(run))
+    reference = run.twin(REFERENCE, defences[UNDEFENDED], _others(run))
     easy = losses(run.model(reference.arrays), run.dataset, rows)
     found = {}
     for name, overrides in defences.items():

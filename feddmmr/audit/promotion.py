@@ -42,7 +42,8 @@ from shared_model.protocol.gaussian import derive
 from shared_model.seeds import rng
 
 SHARES = (0.01, 0.05)  # of the honest users
-MADE_UP, CRAFTED = "made-up histories", "crafted updates"
+KINDS = (MADE_UP, CRAFTED) = ("made-up histories", "crafted updates")
+PROMOTION = "promotion"  # what the progress calls it
 TOP = 10
 _LONGEST = 200  # interactions that a malicious user makes up
 _BATCH = 64
@@ -55,12 +56,12 @@ def promotion_attack(
     target = unpopular_item(run.dataset, run.settings.seed)
     models = {name: run.twin(name, overrides).arrays for name, overrides in defences.items()}
     chance = TOP / int(warm_candidates(run.dataset).sum())
-    facts = {"attack": "promotion", "metric": f"ER@{TOP}", "chance": chance, "target": target}
+    facts = {"attack": PROMOTION, "metric": f"ER@{TOP}", "chance": chance, "target": target}
     before = {name: exposure(run.model(a), run.dataset, target) for name, a in models.items()}
     table = [facts | {"case": "before"} | before]
     for share in SHARES:
         users = max(1, round(share * run.dataset.num_users))
-        for kind in (MADE_UP, CRAFTED):
+        for kind in KINDS:
             attack = Promotion(run, target, users, kind, rounds)
             after = {
                 name: exposure(
@@ -98,6 +99,7 @@ class Promotion:
             asking = Asking(grid, strategy)
             for round_ in range(self._done + 1, self._done + self.rounds + 1):
                 arrays = asking.train(round_, arrays).arrays
+                self.run.progress.step(PROMOTION)
         return arrays
 
     @property

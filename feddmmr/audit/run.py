@@ -5,14 +5,17 @@ below ``home/audits/RUN`` and kept there: its name has a hash of all that it dep
 """
 
 import contextlib
+import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from client_app.data.dataset import Dataset
 from client_app.node import Node, open_node
 from feddmmr.launch.command import own_app
 from feddmmr.launch.in_process import InProcessGrid
+from feddmmr.progress import Progress
 from feddmmr.runs.read import read_run
 from server_app.app import app_record, federate
 from server_app.nodes.census import Census
@@ -57,6 +60,7 @@ class AuditedRun:
     folder: Path
     document: ManifestDocument  # the manifest's
     released: Trained
+    progress: Progress = field(default_factory=lambda: Progress("audit"))
 
     @property
     def settings(self) -> Settings:
@@ -95,7 +99,7 @@ class AuditedRun:
 
         The run itself where nothing would change.
         """
-        if folder is None and all(self.config[key] == value for key, value in overrides.items()):
+        if folder is None and self.is_like(overrides):
             return self.released
         where = {"dataset": str(folder or self.dataset.folder), "home": str(self.work)}
         config = self.config | overrides | where
@@ -103,10 +107,21 @@ class AuditedRun:
         config["run"] = f"{name.replace(' + ', '-')}-{text_sha256(canonical(named))[:12]}"
         own = self.work / "runs" / str(config["run"])
         nodes: list[Overrides] = [{"partition-id": 0, "num-partitions": 1}]
-        with self.log():
+        with self.log(twin_task(name)):
             grid, settings = InProcessGrid(nodes, config), parse_settings(config)
             document = federate(grid, settings, self.noise_key)
+        self.progress.end(twin_task(name))  # of one that an earlier audit has trained, all is done
         return _trained(own, document)
+
+    def is_like(self, overrides: Overrides) -> bool:
+        """Whether the run has these keys already."""
+        return all(self.config[key] == value for key, value in overrides.items())
+
+    def expect_twin(self, name: str) -> None:
+        """Say that a twin will be trained, for as many rounds as the run, and about as fast."""
+        rounds = [entry for entry in self.released.record["rounds"] if entry["round"]]
+        seconds = sum(entry["seconds"] for entry in rounds) / max(1, len(rounds))
+        self.progress.expect(twin_task(name), "round", len(rounds), seconds)
 
     @property
     def noise_key(self) -> bytes:
@@ -117,11 +132,34 @@ class AuditedRun:
         return derive(b"audit", self.settings.seed)
 
     @contextlib.contextmanager
-    def log(self) -> Iterator[None]:
-        """Send what a run prints to ``audits/RUN/log.txt``."""
+    def log(self, task: str = "") -> Iterator[None]:
+        """Send what a run prints to ``audits/RUN/log.txt``; each round is a step of a ``task``."""
         self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / "log.txt").open("a") as file, contextlib.redirect_stdout(file):
+        with (
+            (self.work / "log.txt").open("ab") as file,
+            _Counted(file, self.progress, task) as counted,
+            contextlib.redirect_stdout(counted),
+        ):
             yield
+
+
+class _Counted(io.TextIOWrapper):
+    """A log that takes notice of the rounds that are said in it: each is a step of a task."""
+
+    def __init__(self, file: BinaryIO, progress: Progress, task: str) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._progress, self._task = progress, task
+
+    def write(self, text: str) -> int:
+        """As any file."""
+        if text.startswith(f"stage {STAGE.number} round ") and " 0/" not in text:
+            self._progress.step(self._task)
+        return super().write(text)
+
+
+def twin_task(name: str) -> str:
+    """What the progress of an audit calls a training."""
+    return f"training, {name}"
 
 
 def open_run(home: Path, name: str, dataset: Path | None, device: str) -> AuditedRun:

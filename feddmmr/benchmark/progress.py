@@ -9,7 +9,7 @@ from typing import Any, Self
 from feddmmr.benchmark.run import Plan
 from feddmmr.benchmark.training import Job
 from feddmmr.notes import note
-from feddmmr.runs.read import spoken
+from server_app.record.units import spoken
 
 
 class Progress:

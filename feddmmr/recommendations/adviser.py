@@ -5,6 +5,7 @@ Letters: I items, N candidates, L remembered items, D hidden size.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor
 
 from client_app.data.content import Content, open_content
-from client_app.data.dataset import Dataset, Ints
-from client_app.evaluation.evaluate import shared_candidates
+from client_app.data.dataset import Dataset, Ints, Rows
+from client_app.evaluation.scoring import shared_candidates
 from client_app.memory.cache import Recall, memory_settings, shared_bank
 from feddmmr.recommendations.parts import PARTS, Parts, parts_of, state_alone
 from feddmmr.runs.read import Run, complete_stage
 from feddmmr.runs.verify import best_model
 from shared_model.errors import ConfigError
+from shared_model.memory.memory import MemorySettings
+from shared_model.model.catalogue import WholeCatalogue
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Memories
 from shared_model.model.recommender import Recommender
@@ -71,11 +74,39 @@ class Adviser:
     @torch.no_grad()
     def after(self, history: Ints) -> Past:
         """What is said after a history [n] of item indices that are not cold, oldest first."""
-        state = self._state(history)
+        state = self._states([history])[0]
         if self.content is None:
             return Past(history, state, None, self._score_alone(state))
         memory = self._memory(self.content, history)
         return Past(history, state, memory, self._score(state, memory))
+
+    @torch.no_grad()
+    def scores(self, rows: Rows) -> Tensor:
+        """The whole catalogue after the whole histories of users ``rows`` [N]: [N, I + 1].
+
+        The same as ``after`` says of each, many at once and without the parts.
+        """
+        lengths = self.dataset.lengths(rows)
+        starts = self.dataset.indptr[rows]
+        histories = [
+            self.dataset.items[start : start + n].astype(np.int64)
+            for start, n in zip(starts, lengths, strict=True)
+        ]
+        states = self._states(histories)
+        if self.content is None:
+            return self._possible(self.model.score(states))
+        settings = self._memory_settings(self.dataset)
+        recall = Recall(self.dataset, self.content)
+        held = recall.held(self.model, rows, lengths, settings)
+        return self._possible(self._catalogue.scores(states, held))
+
+    @cached_property
+    def _catalogue(self) -> WholeCatalogue:
+        """Every item by the mixture, for many users."""
+        assert self.content is not None  # noqa: S101 (for the type checker: callers asked)
+        everything = torch.arange(self.dataset.num_items + 1)
+        cold = torch.from_numpy(self.dataset.cold)
+        return self.model.catalogue(shared_candidates(self.model, self.content, everything, cold))
 
     @torch.no_grad()
     def reasons(self, past: Past, item: int) -> list[tuple[str, int, float]]:
@@ -93,9 +124,7 @@ class Adviser:
 
     def _score_alone(self, state: Tensor) -> Scored:
         """The whole catalogue without a mixture."""
-        scores = self.model.score(state[None])[0]
-        scores[torch.from_numpy(self.dataset.cold)] = -torch.inf  # it has no say about them
-        scores[PAD] = -torch.inf
+        scores = self._possible(self.model.score(state[None]))[0]
         nothing = torch.zeros(len(scores), len(MODALITIES))
         return Scored(scores, state_alone(scores), nothing, nothing)
 
@@ -105,28 +134,42 @@ class Adviser:
         everything = torch.arange(self.dataset.num_items + 1)
         chunks: tuple[Tensor, ...] = everything.split(size)  # type: ignore[no-untyped-call]
         found = [self._explain(state, chunk, memory) for chunk in chunks]
-        whole = torch.cat([scores for scores, _, _ in found])
-        whole[PAD] = -torch.inf
+        whole = self._possible(torch.cat([scores for scores, _, _ in found])[None])[0]
         shares = torch.cat([parts.shares for _, _, parts in found])
         attended = torch.cat([parts.attended for _, _, parts in found])
         return Scored(whole, shares, torch.cat([router for _, router, _ in found]), attended)
 
-    def _state(self, history: Ints) -> Tensor:
-        recent = history[-self.model.shape.max_length :]
-        hidden: Tensor = self.model(torch.from_numpy(recent)[None], Dropout())[0, -1]
+    def _possible(self, scores: Tensor) -> Tensor:
+        """Scores [N, I + 1] with -inf for what this stage has no say about, and for padding."""
+        if self.content is None:
+            scores[:, torch.from_numpy(self.dataset.cold)] = -torch.inf
+        scores[:, PAD] = -torch.inf
+        return scores
+
+    def _states(self, histories: Sequence[Ints]) -> Tensor:
+        """States after histories of any lengths: [N, D]."""
+        recent = [history[-self.model.shape.max_length :] for history in histories]
+        inputs = np.full((len(recent), max(map(len, recent))), PAD, dtype=np.int64)
+        for row, items in zip(inputs, recent, strict=True):
+            row[len(row) - len(items) :] = items
+        hidden: Tensor = self.model(torch.from_numpy(inputs), Dropout())[:, -1]
         return hidden
+
+    def _memory_settings(self, dataset: Dataset) -> MemorySettings:
+        """The memory as the stage's nodes had it."""
+        config, novelty = self.record["config"], self.record["memory_novelty"]
+        assert novelty is not None  # noqa: S101 (for the type checker: a stage that mixes has one)
+        sizes = (config["memory_short_term"], config["memory_long_term"])
+        return memory_settings(dataset, *sizes, novelty, config["memory_surprise"])
 
     def _memory(self, content: Content, history: Ints) -> Memories:
         """The memory after a history, as the evaluation builds it: of a dataset with one user."""
-        config, novelty = self.record["config"], self.record["memory_novelty"]
-        assert novelty is not None  # noqa: S101 (for the type checker: a stage that mixes has one)
         alone = replace(
             self.dataset,
             indptr=np.array([0, len(history)], dtype=np.int64),
             items=history.astype(np.int32),
         )
-        sizes = (config["memory_short_term"], config["memory_long_term"])
-        settings = memory_settings(alone, *sizes, novelty, config["memory_surprise"])
+        settings = self._memory_settings(alone)
         rows, positions = np.zeros(1, dtype=np.int64), [np.array([len(history)])]
         memories = Recall(alone, content).memories(self.model, rows, positions, settings)
         return shared_bank(memories).memories(content)
@@ -160,26 +203,42 @@ def usable(dataset: Dataset, history: list[int]) -> tuple[Ints, list[int]]:
 def recommend(
     adviser: Adviser, past: Past, top: int, left_out: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """The best items with their parts, without some: those that were met, cold ones too.
-
-    ``led_by`` is the part in which the item is furthest above the mean of all candidates.
-    """
+    """The best items with their parts, without some: those that were met, cold ones too."""
     scored = past.scored
-    scores = scored.scores.clone()
-    scores[torch.tensor(left_out, dtype=torch.long)] = -torch.inf
-    possible = torch.isfinite(scored.scores)
-    above = scored.shares - scored.shares[possible].mean(0)
-    order = scores.argsort(descending=True, stable=True)[:top]
-    for item in (int(index) for index in order if torch.isfinite(scores[index])):
+    for item in best(scored.scores, top, left_out):
         yield {
             "item": item,
-            "score": float(scores[item]),
+            "score": float(scored.scores[item]),
             "parts": dict(zip(PARTS, scored.shares[item].tolist(), strict=True)),
-            "led_by": PARTS[int(above[item].argmax())],
+            "led_by": leading_part(scored, item, left_out),
             "router": dict(zip(MODALITIES, scored.router[item].tolist(), strict=True)),
             "attention": dict(zip(MODALITIES, scored.attended[item].tolist(), strict=True)),
             "reasons": adviser.reasons(past, item),
         }
+
+
+def best(scores: Tensor, top: int, left_out: Sequence[int]) -> list[int]:
+    """The items of the highest ``scores`` [I + 1], without some; of equal ones the first."""
+    scores = scores.clone()
+    scores[torch.tensor(left_out, dtype=torch.long)] = -torch.inf
+    order = scores.argsort(descending=True, stable=True)[:top]
+    return [int(item) for item in order if torch.isfinite(scores[item])]
+
+
+def leading_part(scored: Scored, item: int, left_out: Sequence[int]) -> str:
+    """The part without which the item would fall furthest, among all that might be listed.
+
+    Each part is taken from all candidates' scores in turn. Where no fall is further than another,
+    it is the part in which the item is furthest above the candidates' mean.
+    """
+    rivals = torch.isfinite(scored.scores)
+    rivals[torch.tensor(left_out, dtype=torch.long)] = False
+    rivals[item] = False
+    without = scored.scores[:, None] - scored.shares  # [I + 1, 4]
+    places = (without[rivals] >= without[item]).sum(0)  # [4]
+    above = scored.shares[item] - scored.shares[rivals].mean(0).nan_to_num()
+    falls = zip(places.tolist(), above.tolist(), PARTS, strict=True)
+    return max(falls, key=lambda fall: fall[:2])[2]
 
 
 def rank_of(past: Past, item: int) -> int:

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from feddmmr.runs.command import Home
-from shared_model.errors import ConfigError
+from shared_model.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from client_app.data.dataset import Dataset
     from feddmmr.recommendations.titles import Catalogue
+
+_WIDTH = 80  # columns where there is no terminal
+_HEADINGS = {"state": "SASRec", "familiarity": "familiar"}
 
 
 def recommend(
@@ -32,6 +37,10 @@ def recommend(
     ] = None,
     seen: Annotated[bool, typer.Option("--seen", help="Items of the history, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="Every user of the dataset, into --out.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Parquet file for --all.")] = None,
     home: Home = None,
     dataset: Annotated[
         Path | None,
@@ -44,15 +53,24 @@ def recommend(
     from feddmmr.recommendations.titles import Catalogue
     from feddmmr.runs.read import home_folder, read_run
 
-    if (history is None) == (user is None) or (hide_last and user is None):
+    if everyone:
+        _require_file(out, alone=history is None and user is None and not as_json)
+    elif (history is None) == (user is None) or (hide_last and user is None) or out is not None:
         raise ConfigError(
             "whose history?",
-            expected="either --history 'TITLE; TITLE', or --user ID (--hide-last is for --user)",
+            expected="either --history 'TITLE; TITLE', or --user ID (--hide-last is for --user), "
+            "or --all with --out FILE.parquet",
         )
     folder = home_folder(home)
     found = read_run(folder, run)
     data = data_for(found, folder, dataset)
     catalogue = Catalogue(data)
+    if everyone and out is not None:
+        from feddmmr.recommendations.everyone import write_everyone
+
+        count = write_everyone(Adviser(found, data, stage or 0), catalogue, out, top, seen=seen)
+        print(f"{out}: {count} rows for {data.num_users} users")
+        return
     items, hidden = _history(data, catalogue, history or [], user, hide_last)
     adviser = Adviser(found, data, stage or 0)
     answer = answered(adviser, catalogue, items, top, hidden=hidden, seen=seen)
@@ -76,44 +94,62 @@ def _history(
     return [catalogue.find(title) for title in titles if title], 0
 
 
+def _require_file(out: Path | None, *, alone: bool) -> None:
+    """``ConfigError`` unless --all has a file to write, in a folder that is there."""
+    if not alone or out is None:
+        raise ConfigError(
+            "--all writes the best items of every user to a file",
+            expected="--all --out FILE.parquet, without --history, --user and --json",
+        )
+    if not out.absolute().parent.is_dir():
+        raise DataError("the folder of --out does not exist", where=str(out))
+
+
 def _show(answer: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() else _WIDTH
+    console = Console(width=wide, markup=False, highlight=False)
     gate = f", gate {answer['gate']:.3f}" if answer["gate"] is not None else ""
     memory = f", {answer['remembered']} items remembered" if answer["remembered"] else ""
     where = f"run '{answer['run']}', stage {answer['stage']}, round {answer['round']}"
-    print(f"{where}{gate}{memory}")
-    print(f"after: {'; '.join(answer['history'][-5:])}")
-    if "note" in answer:
-        print(answer["note"])
-    else:
-        _show_table(answer)
+    console.print(f"{where}{gate}{memory}")
+    console.print(f"after: {'; '.join(answer['history'][-5:])}")
+    console.print(answer["note"] if "note" in answer else _table(answer))
     if "hidden" in answer:
-        print(f"hidden: {answer['hidden']['title']}, rank {answer['hidden']['rank']}")
+        console.print(f"hidden: {answer['hidden']['title']}, rank {answer['hidden']['rank']}")
 
 
-def _show_table(answer: dict[str, Any]) -> None:
-    from rich.console import Console
+def _table(answer: dict[str, Any]) -> "Table":
+    """A row an item with its parts, and below its title what in memory spoke for it."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     mixed = answer["gate"] is not None
-    table = Table()
-    columns = ("score", "SASRec", "visual", "text", "familiar", "router v/t", "led by")
-    for column in ("", "title", *(columns if mixed else columns[:1])):
-        table.add_column(column, justify="left" if column in ("title", "led by") else "right")
+    familiar = any(found["parts"]["familiarity"] for found in answer["recommendations"])
+    parts = answer["recommendations"][0]["parts"]
+    names = [part for part in parts if familiar or part != "familiarity"] if mixed else []
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("title")
+    for heading in ("score", *(_HEADINGS.get(name, name) for name in names)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if mixed:
+        table.add_column("router\nv/t %", justify="right", no_wrap=True)
+        table.add_column("led by", no_wrap=True)
     for found in answer["recommendations"]:
         title = Text(found["title"] + (" (cold)" if found["cold"] else ""))
         for one in found["because"]:
-            title.append(f"\n  {one['adds']:+.2f} {one['by']}: {one['title']}", "dim")
-        table.add_row(str(found["rank"]), title, *(_numbers(found) if mixed else [_score(found)]))
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+            title.append(f"\n {one['adds']:+.2f} {one['by']}: {one['title']}", "dim")
+        shares = [f"{found['parts'][name]:+.2f}" for name in names]
+        score = f"{found['score']:.2f}"
+        more = _mixture(found) if mixed else []
+        table.add_row(str(found["rank"]), title, score, *shares, *more)
+    return table
 
 
-def _score(found: dict[str, Any]) -> str:
-    return f"{found['score']:.3f}"
-
-
-def _numbers(found: dict[str, Any]) -> list[str]:
-    parts, router = found["parts"], found["router"]
-    shares = [f"{value:+.3f}" for value in parts.values()]
-    weights = f"{router['visual']:.2f}/{router['text']:.2f}"
-    return [_score(found), *shares, weights, found["led_by"].replace("state", "SASRec")]
+def _mixture(found: dict[str, Any]) -> list[str]:
+    """The router's weights in per cent, and the part that led."""
+    weights = "/".join(f"{100 * found['router'][name]:.0f}" for name in ("visual", "text"))
+    return [weights, _HEADINGS.get(found["led_by"], found["led_by"])]

@@ -1,4 +1,4 @@
-"""`feddmmr runs`: list, show, verify, compare, report, export and delete."""
+"""`feddmmr runs`: list, show, note, verify, compare, report, export and delete."""
 
 import sys
 from pathlib import Path
@@ -17,6 +17,8 @@ Dataset = Annotated[
     typer.Option(help="The run's dataset.", show_default="the demo, if the run is one of it"),
 ]
 
+_RESULTS = 80  # columns of the table of results, as in a run's own log
+
 
 @app.command("list")
 def list_(home: Home = None) -> None:
@@ -31,21 +33,49 @@ def list_(home: Home = None) -> None:
 def show(
     run: Name,
     home: Home = None,
-    every_group: Annotated[
-        bool, typer.Option("--all", help="The test of every group: buckets, parts by length.")
+    dataset: Dataset = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every group and protocol, and what each stage cost.")
     ] = False,
 ) -> None:
-    """One run: data, stages, privacy and results."""
+    """One run: data, results of the stages beside baselines, and privacy."""
+    from feddmmr.runs.data import baselines_of, data_of
     from feddmmr.runs.read import home_folder, read_run
-    from feddmmr.runs.tables import facts, groups_table, stages_table
-    from server_app.record.manifest import Manifest
-    from server_app.record.report import closing_table
+    from feddmmr.runs.tables import facts, parts_table, stages_table
+    from server_app.record.report import say_remarks
+    from server_app.record.results import RESULT_GROUPS, TABLE_GROUPS, groups_table, results_table
 
-    found = read_run(home_folder(home), run)
-    _print(*facts(found), stages_table(found))
-    closing_table(Manifest(found.folder, found.data))
-    if every_group:
-        _print(groups_table(found))
+    folder = home_folder(home)
+    found = read_run(folder, run)
+    data = data_of(found, folder, dataset)
+    _print(*facts(found))
+    _print(results_table(found.data, baselines_of(found, data)), width=_RESULTS)
+    if data is None:
+        _print("baselines: the data of this run are not at hand (--dataset)")
+    if everything:
+        _print(stages_table(found), groups_table(found.data), parts_table(found))
+    for number, record in found.stages:
+        say_remarks(str(number), record, TABLE_GROUPS if everything else RESULT_GROUPS)
+    _print(f"manifest: {found.folder / 'manifest.json'}")
+
+
+@app.command()
+def note(
+    run: Name,
+    text: Annotated[str | None, typer.Argument(help="A note; '' deletes it.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="A tag, as often as needed; they replace the old.")
+    ] = None,
+    home: Home = None,
+) -> None:
+    """Write a note and tags beside a run, for list, show and report; without any, show them."""
+    from feddmmr.runs.notes import read_note, write_note
+    from feddmmr.runs.read import home_folder, read_run
+
+    folder = read_run(home_folder(home), run).folder
+    given = text is not None or tag
+    found = write_note(folder, text, tag or None) if given else read_note(folder)
+    print(found.line or "no note")
 
 
 @app.command("verify")
@@ -156,10 +186,10 @@ def export(
     print(f"ranks of stage {number}: {ranks.resolve()}, {len(frame):,} rows")
 
 
-def _print(*parts: object) -> None:
-    """Tables and lines, as wide as the terminal; 140 columns where there is none."""
+def _print(*parts: object, width: int = 140) -> None:
+    """Tables and lines, as wide as the terminal; as ``width`` where there is none."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else width, markup=False, highlight=False)
     for part in parts:
         console.print(part)

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from feddmmr.runs.read import Run, cell, groups_of, plain, stale, two
-from server_app.record.report import TABLE_GROUPS
+from server_app.record.results import TABLE_GROUPS
 from server_app.record.schema import PARTS
 from shared_model.protocol.metrics import PROTOCOLS
 from shared_model.stages import STAGES
@@ -62,7 +62,7 @@ def _cells(values: Sequence[dict[str, float] | None], marks: Sequence[str]) -> l
 
 def difference(first: Any, other: Any) -> str:
     """What the second has more of HR@10 / NDCG@10."""
-    return " / ".join(f"{other[name] - first[name]:+.4f}" for name in ("hr@10", "ndcg@10"))
+    return " / ".join(f"{other[name] - first[name]:+.3f}" for name in ("hr@10", "ndcg@10"))
 
 
 def _settings(runs: Sequence[Run]) -> Any:

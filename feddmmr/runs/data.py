@@ -10,6 +10,7 @@ from client_app.node import Node, Placement
 from feddmmr.launch.command import defaults, own_app
 from feddmmr.runs.read import Run
 from server_app.nodes.census import Census
+from server_app.record.results import Baselines
 from server_app.record.schema import DatasetRecord, FeaturesRecord, Part
 from shared_model.errors import DataError
 from shared_model.protocol.config import parse_settings
@@ -42,6 +43,17 @@ def need_data(run: Run, home: Path, folder: Path | None) -> Dataset:
             todo="pass the folder that the run was trained on with --dataset",
         )
     return dataset
+
+
+def baselines_of(run: Run, dataset: Dataset | None) -> Baselines | None:
+    """Baselines on the run's test split and its sample of candidates; ``None`` without data."""
+    if dataset is None:
+        return None
+    from feddmmr.baselines.baselines import evaluate_baselines  # scipy
+
+    seed = run.stages[0][1]["seed"] if run.stages else 0
+    found = evaluate_baselines(dataset, "test", seed)
+    return {name: report["all"] for name, report in found.items()}
 
 
 def require_same(run: Run, dataset: Dataset) -> None:

@@ -4,8 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
-from feddmmr.runs.read import no_such_run, read_run, run_names, size
+from feddmmr.runs.read import no_such_run, read_run, run_names
 from server_app.record.lock import Writer, held, require_free
+from server_app.record.units import size
 from shared_model.errors import ManifestError
 
 

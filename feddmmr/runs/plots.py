@@ -20,9 +20,8 @@ from feddmmr.runs.plots_results import (
     spread,
 )
 from feddmmr.runs.read import Cost, Run
+from server_app.record.results import Baselines
 from server_app.record.schema import MISHAPS, RoundRecord, StageRecord
-
-Baselines = dict[str, dict[str, dict[str, float]]]
 
 _FEW = 40  # points that are marked one by one
 _GROUPS = {"all": BLUE, "all-with-cold": GREEN, "as-cold": ORANGE}
@@ -58,6 +57,15 @@ def _line(axes: Any, run: Run, read: Callable[[RoundRecord], Any], label: str, c
         marker = "." if len(places) < _FEW else ""
         axes.plot(places, values, color=color, label=label, linewidth=1.5, marker=marker)
     return bool(places)
+
+
+def _legend(*panels: Any) -> None:
+    """What the curves of all panels are, above them: never on a curve."""
+    found = [panel.get_legend_handles_labels() for panel in panels]
+    named = {text: mark for marks, texts in found for mark, text in zip(marks, texts, strict=True)}
+    if named:
+        place: Any = {"loc": "outside upper center", "ncols": 6, "fontsize": 8, "columnspacing": 1}
+        panels[0].figure.legend(list(named.values()), list(named), **place)
 
 
 def _stages(axes: Any, run: Run, *, named: bool = True) -> None:
@@ -96,8 +104,7 @@ def _validation(run: Run, _: Baselines | None, upper: Any, lower: Any) -> bool:
             shown |= _line(axes, run, read, group, color)
         _stages(axes, run, named=axes is upper)
         axes.set_ylabel(f"{metric.upper()}, {protocol}")
-    if shown:
-        upper.legend(loc="lower right")
+    _legend(upper)
     lower.set_xlabel("round")
     return shown
 
@@ -113,8 +120,7 @@ def _loss(run: Run, _: Baselines | None, axes: Any) -> bool:
     _stages(axes, run)
     axes.set_ylabel("nats a target")
     axes.set_xlabel("round")
-    if shown:
-        axes.legend()
+    _legend(axes)
     return shown
 
 
@@ -132,8 +138,7 @@ def _mixture(run: Run, _: Baselines | None, gate: Any, router: Any) -> bool:
     router.set_ylabel("mean router weight")
     router.set_ylim(0, 1)
     router.set_xlabel("round")
-    if shown:
-        router.legend(ncols=2)
+    _legend(gate, router)
     return shown
 
 
@@ -154,7 +159,7 @@ def _traffic(run: Run, _: Baselines | None, size: Any, seconds: Any) -> bool:
     size.set_ylabel("MB a round, all nodes")
     seconds.set_ylabel("seconds a round")
     seconds.set_xlabel("round")
-    size.legend(ncols=2)
+    _legend(size, seconds)
     return shown
 
 
@@ -171,8 +176,7 @@ def _dropped(run: Run, _: Baselines | None, axes: Any) -> bool:
             shown = True
     _stages(axes, run)
     axes.set_xlabel("round")
-    if shown:
-        axes.legend()
+    _legend(axes)
     return shown
 
 

@@ -100,7 +100,9 @@ def _bars(
     for place, (name, heights) in enumerate(bars.items()):
         left = [x - 0.4 + width * (place + 0.5) for x in range(len(labels))]
         drawn = axes.bar(left, heights, width * 0.94, color=colors[name], label=name)
-        axes.bar_label(drawn, fmt="%.2f", fontsize=7 if len(bars) > 3 else 8, padding=1)
+        axes.bar_label(
+            drawn, fmt="%.3f", fontsize=6 if len(bars) * len(labels) > 12 else 8, padding=1
+        )
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylabel("HR@10")
     axes.set_ylim(0, 1.12)

@@ -2,16 +2,19 @@
 
 import difflib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from feddmmr.launch.command import checked, own_app
+from feddmmr.runs.notes import Note, read_note
 from server_app.record.lock import Writer, writer_of
 from server_app.record.manifest_file import unsealed
-from server_app.record.report import TABLE_GROUPS
+from server_app.record.results import TABLE_GROUPS
 from server_app.record.schema import ManifestDocument, Split, StageRecord
+from server_app.record.units import spoken
 from shared_model.errors import ManifestError
 from shared_model.protocol.lengths import length_groups
 from shared_model.protocol.rules import RUN_NAME
@@ -49,10 +52,19 @@ class Run:
         return max((n for n, record in self.stages if record["status"] == "complete"), default=0)
 
     @property
+    def note(self) -> Note:
+        """What somebody wrote about it."""
+        return read_note(self.folder)
+
+    @property
     def age(self) -> str:
         """How long ago the manifest was saved."""
-        seconds = max(0.0, time.time() - (self.folder / "manifest.json").stat().st_mtime)
-        return f"{spoken(seconds)} ago"
+        return f"{spoken(max(0.0, time.time() - self.saved.timestamp()))} ago"
+
+    @property
+    def saved(self) -> datetime:
+        """When the manifest was saved, in UTC."""
+        return datetime.fromtimestamp((self.folder / "manifest.json").stat().st_mtime, UTC)
 
 
 def complete_stage(run: Run, stage: int = 0) -> tuple[int, StageRecord]:
@@ -155,26 +167,9 @@ def stale(record: StageRecord) -> str:
     return " (stale)" if record["status"] == "stale" else ""
 
 
-def two(values: dict[str, float] | None) -> str:
+def two(values: Mapping[str, float] | None) -> str:
     """HR@10 / NDCG@10."""
-    return "-" if values is None else f"{values['hr@10']:.4f} / {values['ndcg@10']:.4f}"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def spoken(seconds: float) -> str:
-    """A duration for people: one unit where that is enough."""
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.1f} s"
+    return "-" if values is None else f"{values['hr@10']:.3f} / {values['ndcg@10']:.3f}"
 
 
 def total(record: StageRecord, name: Cost) -> float:

@@ -4,24 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from feddmmr.launch.command import defaults, own_app
-from feddmmr.runs.data import data_of
+from feddmmr.runs.data import baselines_of, data_of
 from feddmmr.runs.page import Plot, refuse_other, render, write_page
-from feddmmr.runs.plots import PLOTS, Baselines, draw, epsilons
-from feddmmr.runs.read import (
-    Run,
-    cell,
-    groups_of,
-    plain,
-    rounds_of,
-    size,
-    spoken,
-    stale,
-    total,
-    two,
-)
+from feddmmr.runs.plots import PLOTS, draw, epsilons
+from feddmmr.runs.read import Run, cell, groups_of, plain, rounds_of, stale, total, two
 from feddmmr.runs.tables import scalars
 from server_app.record.report import few_candidates, shortfalls
+from server_app.record.results import Baselines
 from server_app.record.schema import StageRecord
+from server_app.record.units import size, spoken
 from shared_model.protocol.metrics import PROTOCOLS, SAMPLED
 
 _TEMPLATE = "report.html"
@@ -36,22 +27,19 @@ def write_report(run: Run, home: Path, folder: Path | None, out: Path) -> Path:
     """
     refuse_other(out)
     dataset = data_of(run, home, folder)
-    baselines: Baselines | None = None
-    if dataset is not None:
-        from feddmmr.baselines.baselines import evaluate_baselines
-
-        seed = run.stages[0][1]["seed"] if run.stages else 0
-        found = evaluate_baselines(dataset, "test", seed)
-        baselines = {name: report["all"] for name, report in found.items()}
+    baselines = baselines_of(run, dataset)
     plots = draw(run, baselines)
-    return write_page(out, _page(run, baselines, plots), plots, PLOTS)
+    page = _page(run, dataset.info["name"] if dataset else "", baselines, plots)
+    return write_page(out, page, plots, PLOTS)
 
 
-def _page(run: Run, baselines: Baselines | None, plots: list[Plot]) -> str:
+def _page(run: Run, name: str, baselines: Baselines | None, plots: list[Plot]) -> str:
     return render(
         "feddmmr.runs",
         _TEMPLATE,
         run=run,
+        name=name,
+        **_head(run),
         data=run.data,
         stages=[_stage(number, record) for number, record in run.stages],
         plots=plots,
@@ -66,6 +54,16 @@ def _page(run: Run, baselines: Baselines | None, plots: list[Plot]) -> str:
         ledgers=[(n, _ledger(record)) for n, record in run.stages if record["privacy"]],
         plain=plain,
     )
+
+
+def _head(run: Run) -> dict[str, str]:
+    """When the run was saved, with which seeds, and how long its rounds took."""
+    seconds = sum(total(record, "seconds") for _, record in run.stages)
+    return {
+        "saved": f"{run.saved:%Y-%m-%d %H:%M} UTC",
+        "seeds": ", ".join(dict.fromkeys(str(record["seed"]) for _, record in run.stages)) or "-",
+        "duration": spoken(seconds),
+    }
 
 
 def _stage(number: int, record: StageRecord) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from feddmmr.runs.read import (
     read_run,
     rounds_of,
     run_names,
-    size,
-    spoken,
     total,
     two,
 )
 from feddmmr.runs.verify import Check
+from server_app.record.results import TABLE_GROUPS
 from server_app.record.schema import StageRecord
+from server_app.record.units import size, spoken
 from shared_model.errors import ManifestError
 from shared_model.protocol.metrics import PROTOCOLS
 
@@ -40,11 +40,12 @@ def overview(home: Path) -> list[Any]:
     table.add_column("test, uniform-100\nHR@10 / NDCG@10", justify="right")
     table.add_column("cold, uniform-100\nHR@10 / NDCG@10", justify="right")
     faults = []
+    table.add_column("note")
     for name in names:
         try:
             table.add_row(name, *_overview_row(read_run(home, name)))
         except ManifestError as error:
-            table.add_row(name, "-", Text(error.what, "red"), "-", "-", "-")
+            table.add_row(name, "-", Text(error.what, "red"), *"----")
             faults.append(f"{name}: {error}")
     return [table, *faults]
 
@@ -58,7 +59,13 @@ def _overview_row(run: Run) -> list[Any]:
     figures = ["-", "-"]
     if tested is not None:
         figures = [two(cell(tested, "test", group, HEADLINE[1])) for group in ("all", "cold")]
-    return [f"{data['users']} users, {data['items']} items", stages, run.age, *figures]
+    return [
+        f"{data['users']} users, {data['items']} items",
+        stages,
+        run.age,
+        *figures,
+        run.note.line,
+    ]
 
 
 def _state(run: Run, number: int, record: StageRecord) -> Text:
@@ -81,6 +88,8 @@ def facts(run: Run) -> list[str]:
         f"data     {data['users']} users, {data['items']} items ({data['cold_items']} cold), "
         f"{data['interactions']} interactions, sha256 {data['sha256'][:12]}",
     ]
+    if run.note.line:
+        lines.append(f"note     {run.note.line}")
     if features["sha256"]:
         shares = ", ".join(
             f"{kind} {features[f'{kind}_dim']} by {encoder}, {features[f'{kind}_coverage']:.0%}"
@@ -103,7 +112,7 @@ def scalars(ledger: Mapping[str, Any]) -> dict[str, Any]:
 
 def stages_table(run: Run) -> Table:
     """What each stage cost."""
-    table = _table("stages", "stage")
+    table = _table("what each stage cost", "stage")
     for heading in ("rounds", "best round", "loss", "time", "down", "up", "drops"):
         table.add_column(heading, justify="right")
     for number, record in run.stages:
@@ -122,13 +131,14 @@ def stages_table(run: Run) -> Table:
     return table
 
 
-def groups_table(run: Run) -> Table:
-    """The test of every group, stage by stage: all that the closing table leaves out."""
-    table = _table("test split, HR@10 / NDCG@10, every group", "group", "stage")
+def parts_table(run: Run) -> Table:
+    """The test of the parts of group "all", stage by stage: buckets, and tenths by length."""
+    table = _table("parts of the test split, HR@10 / NDCG@10", "group", "stage")
     for heading in ("users", *PROTOCOLS):
         table.add_column(heading, justify="right")
     tested = [(number, record) for number, record in run.stages if record["test"]]
-    for group in groups_of(record for _, record in tested):
+    groups = groups_of(record for _, record in tested)
+    for group in [name for name in groups if name not in TABLE_GROUPS]:
         for number, record in tested:
             if cells := record["test"].get(group):
                 figures = [two(cells.get(protocol)) for protocol in PROTOCOLS]

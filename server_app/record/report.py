@@ -1,15 +1,16 @@
-"""What a user sees: a line a round, and a table at the end."""
+"""What a user sees while a run goes on: a line a round, and at the end results and remarks."""
+
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from server_app.record.manifest import Manifest
-from server_app.record.schema import MISHAPS, SPLITS, PrivacyLedger, RoundRecord
+from server_app.record.results import RESULT_GROUPS, TABLE_GROUPS, WIDTH, results_table
+from server_app.record.schema import MISHAPS, SPLITS, PrivacyLedger, RoundRecord, StageRecord
+from server_app.record.selection import selected_parts
+from server_app.record.units import size
 from shared_model.protocol.config import Settings
 from shared_model.protocol.metrics import PROTOCOLS, SAMPLED, Report
-
-# The buckets are in the manifest alone.
-TABLE_GROUPS = ("all", "all-with-cold", "as-cold", "cold", "cold-only")
 
 
 def say(line: str) -> None:
@@ -37,7 +38,7 @@ def round_line(stage: int, num_rounds: int, entry: RoundRecord, sampled: bool = 
         parts.append(f"visual {router['visual']:.2f} text {router['text']:.2f}")
     if "epsilon" in entry:
         parts.append(f"epsilon {entry['epsilon']:.3f}")
-    traffic = f"{_size(entry['bytes_down'])} down {_size(entry['bytes_up'])} up"
+    traffic = f"{size(entry['bytes_down'])} down {size(entry['bytes_up'])} up"
     parts += [f"{entry['seconds']:.1f} s", traffic]
     for what in MISHAPS:
         if names := sorted({node["node"] for node in entry.get(what, [])}):
@@ -46,13 +47,18 @@ def round_line(stage: int, num_rounds: int, entry: RoundRecord, sampled: bool = 
 
 
 def _valid(valid: Report, sampled: bool) -> str:
-    """The headline figures of a validation, and among how many if that is not what it says."""
-    users = f" of {valid['all']['full']['users']:.0f} users" if sampled else ""
+    """What the best round is chosen by, and HR@10 among 100, or among fewer if there are no more.
+
+    With content the first is a sum: ``valid NDCG@10 0.2150 + 0.1250 as-cold``.
+    """
+    known, *content = selected_parts(valid).items()
+    chosen = " + ".join([f"{known[1]:.4f}", *(f"{value:.4f} {group}" for group, value in content)])
     found = valid["all"].get("uniform-100")
+    users = f" of {valid['all']['full']['users']:.0f} users" if sampled else ""
     if found is None:
-        return f"valid{users} - (nothing to rank among)"
+        return f"valid{users} NDCG@10 {chosen} HR@10 - (nothing to rank among)"
     few = f" among {few_candidates(found)}" if few_candidates(found) else ""
-    return f"valid{users} HR@10 {found['hr@10']:.4f} NDCG@10 {found['ndcg@10']:.4f}{few}"
+    return f"valid{users} NDCG@10 {chosen} HR@10 {found['hr@10']:.4f}{few}"
 
 
 def few_candidates(found: dict[str, float]) -> str:
@@ -61,10 +67,10 @@ def few_candidates(found: dict[str, float]) -> str:
     return "" if count >= SAMPLED else f"{count:.1f}"
 
 
-def shortfalls(report: Report) -> list[str]:
+def shortfalls(report: Report, groups: Sequence[str] = TABLE_GROUPS) -> list[str]:
     """What a split's protocols lack: candidates, or users that have nothing to rank among."""
     notes = []
-    for group in (group for group in TABLE_GROUPS if group in report):
+    for group in (group for group in groups if group in report):
         everyone = report[group]["full"]["users"]
         for protocol in PROTOCOLS:
             found = report[group].get(protocol, {"users": 0.0})
@@ -97,39 +103,28 @@ def privacy_line(stage: str, privacy: PrivacyLedger) -> str:
     )
 
 
-def closing_table(manifest: Manifest) -> None:
-    """Validation and test of every stage, and where the manifest is."""
-    table = Table(title=f"run '{manifest.data['run']}'", title_justify="left")
-    for heading in ("stage", "status", "best round", "split", "group"):
-        table.add_column(heading)
-    for protocol in PROTOCOLS:
-        table.add_column(f"{protocol}\nHR@10 / NDCG@10", justify="right")
-    for number, record in sorted(manifest.data["stages"].items()):
-        for split in SPLITS:
-            for group in TABLE_GROUPS:
-                if cells := record[split].get(group):
-                    head = (number, record["status"], str(record["best_round"]), split, group)
-                    table.add_row(*head, *(_cell(cells.get(protocol)) for protocol in PROTOCOLS))
-    console = Console(width=120)
-    console.print(table)
-    for number, record in sorted(manifest.data["stages"].items()):
-        for split in SPLITS:
-            for note in shortfalls(record[split]):
-                say(f"note: stage {number} {split}, {note}")
-    for number, record in sorted(manifest.data["stages"].items()):
-        privacy = record["privacy"]
-        if "releases" in privacy:
-            say(privacy_line(number, privacy))
+def closing(manifest: Manifest, trained: Sequence[int]) -> None:
+    """The end of a run's log: results if any stage was ``trained`` now, and where there is more."""
+    stages = {str(number) for number in trained}
+    if stages:
+        Console(width=WIDTH).print(results_table(manifest.data))
+        for number, record in sorted(manifest.data["stages"].items()):
+            if number in stages:
+                say_remarks(number, record, RESULT_GROUPS)
+    home = manifest.folder.parent.parent
+    say(f"all groups, and baselines: feddmmr runs show {manifest.data['run']} --all --home {home}")
     say(f"manifest: {manifest.path}")
 
 
-def _cell(values: dict[str, float] | None) -> str:
-    return "-" if values is None else f"{values['hr@10']:.4f} / {values['ndcg@10']:.4f}"
+def say_remarks(number: str, record: StageRecord, groups: Sequence[str] = TABLE_GROUPS) -> None:
+    """What a reader of a stage's figures has to know beside them."""
+    for split in SPLITS:
+        for note in shortfalls(record[split], groups):
+            say(f"note: stage {number} {split}, {note}")
+    privacy = record["privacy"]
+    if "releases" in privacy:
+        say(privacy_line(number, privacy))
 
 
 def _few(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

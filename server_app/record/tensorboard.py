@@ -5,7 +5,7 @@ the step. Nothing else reads these files: what a run is worth is in its manifest
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +100,7 @@ def points(entry: Mapping[str, Any]) -> dict[str, float]:
         elif name == "epsilon":
             found[f"privacy/{name}"] = value
         elif name == "valid":
-            found |= dict(_valid(value))
+            found |= figures(value, "valid")
         elif _is_number(value) and name not in ("round", "participants"):
             found[f"train/{name}"] = value
         elif isinstance(value, Mapping):
@@ -108,11 +108,14 @@ def points(entry: Mapping[str, Any]) -> dict[str, float]:
     return {tag: float(value) for tag, value in found.items()}
 
 
-def _valid(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for group, protocols in report.items():
-        for protocol, cell in protocols.items():
-            for metric in _METRICS:
-                yield f"valid_{protocol}/{group}/{metric}", cell[metric]
+def figures(report: Mapping[str, Any], split: str) -> dict[str, float]:
+    """The figures of a split by tag: a group of charts for each protocol."""
+    return {
+        f"{split}_{protocol}/{group}/{metric}": float(cell[metric])
+        for group, protocols in report.items()
+        for protocol, cell in protocols.items()
+        for metric in _METRICS
+    }
 
 
 def _is_number(value: Any) -> bool:

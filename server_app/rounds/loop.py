@@ -5,8 +5,8 @@ the loop over the strategy's rounds is the project's own.
 """
 
 import time
-from collections.abc import Mapping
-from typing import Any, cast
+from contextlib import closing
+from typing import cast
 
 from flwr.serverapp import Grid
 
@@ -14,7 +14,9 @@ from server_app.privacy.ledger import Ledger
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint, save_checkpoint
 from server_app.record.manifest import Manifest, Record
+from server_app.record.mlflow_run import MlflowStage
 from server_app.record.schema import Release, RoundRecord, StageRecord
+from server_app.record.selection import selected
 from server_app.record.tensorboard import Events
 from server_app.rounds.exchange import Asking
 from server_app.rounds.result import RoundResult
@@ -22,12 +24,6 @@ from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import ConfigError, RoundError
 from shared_model.model.recommender import Arrays
 from shared_model.protocol.metrics import Report
-
-# The validation figure that the best round maximises, summed over two groups: known items, among
-# cold ones if there are any, and, from Stage 2 on, what content alone tells ("as-cold"). Content
-# that outshouts all IDs gains in the second and loses in the first.
-SELECT_KNOWN, SELECT_CONTENT = ("all-with-cold", "all"), "as-cold"
-SELECT_BY = ("full", "ndcg@10")
 
 
 class StageRun:
@@ -51,13 +47,13 @@ class StageRun:
     def run(self, initial: Arrays) -> None:
         """From the initial arrays, or from the last saved round, to the tested best checkpoint."""
         arrays, done = self._resume(initial)
-        wanted = self.strategy.settings.tensorboard
-        self.events = Events(self.manifest.folder, self.stage, done + 1, wanted=wanted)
-        try:
+        settings, where = self.strategy.settings, (self.manifest.folder, self.stage, done + 1)
+        with (
+            closing(Events(*where, wanted=settings.tensorboard)) as self.events,
+            closing(MlflowStage(*where, self.record, settings.mlflow)) as self.tracked,
+        ):
             self._rounds(arrays, done)
-        finally:
-            self.events.close()
-        self._complete()
+            self._complete()
 
     def _rounds(self, arrays: Arrays, done: int) -> None:
         """Every round that is not done yet, until the last one or patience is over."""
@@ -168,6 +164,7 @@ class StageRun:
         finished = cast(RoundRecord, entry)
         self.record["rounds"].append(finished)
         self.events.add(finished)
+        self.tracked.add(finished)
         if save is not None:
             self._save_last(entry["round"], save)
         sampled = self.strategy.settings.evaluate_users > 0
@@ -223,6 +220,7 @@ class StageRun:
         result = self.asking.evaluate(best, arrays, "test")
         self.record["test"] = result.sums.report()
         self.record["test_dropped"] = result.exchange.dropped
+        self.tracked.complete(self.record)
         self.record["status"] = "complete"
         self.record["last"] = {}
         self.manifest.save()
@@ -242,12 +240,3 @@ def _entry(round_: int, result: RoundResult) -> Record:
         **({"clipped": result.clipped} if result.clipped else {}),
         **result.logs,
     }
-
-
-def selected(entry: Mapping[str, Any]) -> float:
-    """The validation figure by which rounds are compared."""
-    protocol, metric = SELECT_BY
-    valid = entry["valid"]
-    known = next(group for group in SELECT_KNOWN if group in valid)
-    groups = [known, SELECT_CONTENT] if SELECT_CONTENT in valid else [known]
-    return sum(float(valid[group][protocol][metric]) for group in groups)

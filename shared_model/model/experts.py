@@ -106,6 +106,9 @@ class Experts(nn.Module):
 
     def content(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
         """Content in ID space: [..., N, V], [..., N, S] and weights [..., N, 2] -> [..., N, D]."""
+        return self.heads(visual, text, weights).sum(-2)
+
+    def heads(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
+        """What each modality has of that: [..., N, 2, D]."""
         pictures = self.visual_head(_PICTURE_SCALE * visual)
-        heads = torch.stack([pictures, self.text_head(text)], -2)
-        return (weights[..., None] * heads).sum(-2)
+        return weights[..., None] * torch.stack([pictures, self.text_head(text)], -2)

@@ -72,5 +72,8 @@ DATASET = Rule(
     "an absolute path (the app runs from another folder), or empty for the demo",
     lambda value: not value or _is_path(value),
 )
+MLFLOW = matching(
+    r"(local|[a-z][a-z0-9+]*://\S+)?", "local, the address of a tracking server, or empty for none"
+)
 HIDDEN_SIZE = Rule("a multiple of 4, 4 to 2^31 - 4", lambda value: value in range(4, 2**31, 4))
 DEVICE = matching(r"auto|cpu|cuda(:[0-9]+)?", "auto, cpu, cuda or cuda:N")

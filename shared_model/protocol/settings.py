@@ -17,6 +17,7 @@ from shared_model.protocol.rules import (
     FINITE,
     HIDDEN_SIZE,
     HOME,
+    MLFLOW,
     NOT_NEGATIVE,
     POSITIVE,
     RUN_NAME,
@@ -49,6 +50,7 @@ class Settings:
     seed: Annotated[int, Setting(at_least(0), "run")]
     redo: Annotated[bool, Setting(SWITCH, "operational")]
     tensorboard: Annotated[bool, Setting(SWITCH, "operational")]
+    mlflow: Annotated[str, Setting(MLFLOW, "operational")]
     num_rounds: Annotated[int, Setting(at_least(0), "stage")]
     fraction_train: Annotated[float, Setting(SHARE, "stage")]
     local_steps: Annotated[int, Setting(at_least(1), "stage")]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from flwr.common.config import parse_config_args
+from packaging.requirements import Requirement
 
 from tests.support.compose_files import (
     COMPOSE,
@@ -163,7 +164,8 @@ def test_the_dockerfile_pins_flower_as_the_project_does() -> None:
     text = (DOCKER / "Dockerfile").read_text()
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (version,) = re.findall(r"ARG FLWR_VERSION=(\S+)", text)
-    assert f"flwr[simulation]=={version}" in dependencies
+    (flower,) = (Requirement(one) for one in dependencies if one.startswith("flwr"))
+    assert version in flower.specifier
     printed = python("requirements.py", str(ROOT / "pyproject.toml")).stdout.split("\n")
     assert printed[:2] == [f"flwr=={version}", "torch==2.15.0"]
     assert len(printed) == len(dependencies) + 1

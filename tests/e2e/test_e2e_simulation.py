@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from client_app.data.dataset import Dataset
+from client_app.data.demo import USERS
 from feddmmr.launch.federation import eventually, free_ports, processes_of
 from feddmmr.launch.in_process import run_in_process
 from tests.support.flower import (
@@ -62,8 +63,8 @@ def test_two_and_five_nodes_and_no_flower_give_the_same_model(
     five_nodes = flower.run("--run", "five", "--num-supernodes", "5")
     for done, nodes in ((two_nodes, 2), (five_nodes, 5)):
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{nodes} nodes, 200 users" in done.stdout
-        assert re.search(r"round 3/3 .* users  loss .* valid HR@10", done.stdout)
+        assert f"{nodes} nodes, {USERS} users" in done.stdout
+        assert re.search(r"round 3/3 .* users  loss .* valid NDCG@10", done.stdout)
         assert "manifest: " in done.stdout
     two, five = (best_arrays(flower.home, run, flower.manifest(run)) for run in ("two", "five"))
     keys = {key.replace("-", "_"): value for key, value in THREE_ROUNDS.items()}

@@ -21,7 +21,7 @@ from client_app.frozen import read_frozen
 from client_app.memory.cache import Recall
 from client_app.training.mixture_objective import MixtureObjective
 from client_app.training.train import train_round
-from server_app.rounds.loop import selected
+from server_app.record.selection import selected
 from shared_model.fingerprint import arrays_sha256
 from shared_model.memory.memory import MemorySettings
 from shared_model.model.recommender import Arrays, Recommender, build, load_groups

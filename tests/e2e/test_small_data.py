@@ -60,7 +60,7 @@ def test_nobody_to_rank_is_no_figure(
     manifest = run_on(everyone, tmp_path)
     assert set(manifest["stages"]["1"]["test"]["all"]) == {"full"}
     said = capsys.readouterr().out
-    assert "valid - (nothing to rank among)" in said
+    assert "HR@10 - (nothing to rank among)" in said
     assert "note: stage 1 test, all, uniform-100: 6 users with nothing to rank among" in said
 
 

@@ -61,12 +61,12 @@ def test_an_existing_demo_is_not_generated_again(
 def test_sizes_are_what_the_design_says(demo_folder: Path) -> None:
     dataset = open_dataset(demo_folder)
     info = dataset.info
-    assert (info["users"], info["items"], info["cold_items"]) == (200, 500, 50)
+    assert (info["users"], info["items"], info["cold_items"]) == (400, 500, 50)
     assert (info["visual_dim"], info["text_dim"]) == (512, 384)
     assert info["visual_coverage"] == info["text_coverage"] == 0.95
-    lengths = dataset.lengths(np.arange(200))
-    assert 30 <= lengths.min() <= lengths.max() <= 65
-    assert (dataset.cold_target > 0).mean() > 0.9
+    lengths = dataset.lengths(np.arange(400))
+    assert 10 <= lengths.min() <= lengths.max() <= 39
+    assert (dataset.cold_target > 0).mean() > 0.8
     features = load_file(demo_folder / "features.safetensors")
     missing = {kind: ~array.any(axis=1) for kind, array in features.items()}
     assert not (missing["visual"] & missing["text"]).any()
@@ -77,14 +77,27 @@ def test_another_seed_gives_another_demo() -> None:
     assert not first.equals(second)
 
 
-def test_histories_walk_along_rings() -> None:
-    """Far more steps go to the next place of the same cluster than to any other item."""
+def test_the_next_topic_comes_in_a_style_that_the_user_likes() -> None:
+    """The last item tells the topic, the whole history the styles; neither tells the other."""
     interactions, _, _ = demo.demo_frames()
-    item = interactions["item_id"].to_numpy() - 1
-    same_user = np.diff(interactions["user_id"].to_numpy()) == 0
-    ring, place = np.divmod(item, demo.RING)
-    step = (ring[1:] == ring[:-1]) & ((place[:-1] + 1) % demo.RING == place[1:])
-    assert 0.65 < step[same_user].mean() < 0.8
+    style, topic, _ = demo._structure()
+    follows, liked = [], []
+    for _, history in interactions.groupby("user_id")["item_id"]:
+        items = history.to_numpy() - 1
+        follows.append(np.mean(np.diff(topic[items]) % demo.TOPICS == 1))
+        shares = np.sort(np.bincount(style[items], minlength=demo.STYLES))
+        liked.append(shares[-demo.LIKED :].sum() / len(items))
+    assert 0.85 < np.mean(follows) < 0.95
+    assert np.mean(liked) > 0.9
+
+
+def test_pairs_are_too_many_to_be_counted() -> None:
+    """Hardly any step of a history is one that came twice in all others."""
+    interactions, _, _ = demo.demo_frames()
+    item, user = interactions["item_id"].to_numpy(), interactions["user_id"].to_numpy()
+    steps = (item[:-1] * 1000 + item[1:])[user[1:] == user[:-1]]
+    counts = np.unique(steps, return_counts=True)[1]
+    assert (counts > 2).sum() / len(counts) < 0.1
 
 
 def nearest_centre(features: np.ndarray, groups: np.ndarray) -> float:
@@ -102,14 +115,9 @@ def nearest_centre(features: np.ndarray, groups: np.ndarray) -> float:
 
 def test_each_modality_shows_its_half_and_only_that() -> None:
     _, _, features = demo.demo_frames()
-    index = np.arange(demo.ITEMS)
-    cluster, place = np.divmod(index, demo.RING)
-    style, topic = np.divmod(cluster, demo.TOPICS)
-    shows = {"visual": (style, place % 4), "text": (topic, place % 5)}
-    hides = {"visual": topic, "text": style}
-    for kind, halves in shows.items():
+    style, topic, _ = demo._structure()
+    for kind, shown, hidden in (("visual", style, topic), ("text", topic, style)):
         present = features[kind].any(axis=1)
         rows = features[kind][present].astype(np.float32)
-        for half in halves:
-            assert nearest_centre(rows, half[present]) > 0.95
-        assert nearest_centre(rows, hides[kind][present]) < 0.4
+        assert nearest_centre(rows, shown[present]) > 0.95
+        assert nearest_centre(rows, hidden[present]) < 0.3

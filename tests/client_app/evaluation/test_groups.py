@@ -1,18 +1,19 @@
-"""Popularity buckets: how they are cut, what they are counted from; groups in the closing table."""
+"""Popularity buckets: how they are cut, what they are counted from; the table of all groups."""
 
+import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from client_app.data.compile import write_dataset
 from client_app.data.dataset import open_dataset
 from client_app.data.popularity import popularity_buckets
 from client_app.evaluation.target_groups import COLD_GROUPS, WARM_GROUPS
-from server_app.record.report import TABLE_GROUPS, closing_table
+from server_app.record.results import TABLE_GROUPS, groups_table
 from shared_model.errors import DataError
 from shared_model.protocol.metrics import merge
 from tests.support.evaluated import evaluated
@@ -58,20 +59,16 @@ def test_a_bad_popularity_bucket_is_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path / "bad")
 
 
-def test_the_closing_table_shows_groups_and_leaves_buckets_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_of_all_groups_leaves_buckets_out(tmp_path: Path) -> None:
     assert (*WARM_GROUPS, "as-cold", *COLD_GROUPS) == TABLE_GROUPS
     dataset = write(tmp_path / "data", HISTORIES, MANY_COLD)
     reports = {
         s: merge([evaluated(dataset, np.arange(30), s).sums]).report() for s in ("valid", "test")
     }
-    record = {"status": "complete", "best_round": 3, "privacy": {}, **reports}
-    manifest: Any = SimpleNamespace(data={"run": "r", "stages": {"1": record}}, path="here")
-    closing_table(manifest)
-    said = capsys.readouterr().out
-    rows = [line.split("│")[4:6] for line in said.splitlines() if "complete" in line]
-    found = [(split.strip(), group.strip()) for split, group in rows]
-    test_rows = [("test", group) for group in TABLE_GROUPS]
-    valid_rows = [("valid", group) for group in (*WARM_GROUPS, "as-cold")]
-    assert found == valid_rows + test_rows
+    document: Any = {"run": "r", "stages": {"1": {"status": "complete", **reports}}}
+    with (console := Console(width=80)).capture() as said:
+        console.print(groups_table(document))
+    lines = [line for line in said.get().splitlines() if re.match(" *1 ", line)]
+    test_rows = [["test", group] for group in TABLE_GROUPS]
+    valid_rows = [["valid", group] for group in (*WARM_GROUPS, "as-cold")]
+    assert [line.split()[1:3] for line in lines] == valid_rows + test_rows

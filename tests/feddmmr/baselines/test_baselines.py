@@ -151,7 +151,8 @@ def test_the_demo_rewards_sequence_over_popularity(
     figures = json.loads(file.read_text())["baselines"]
     found = {name: figures[name]["all"]["uniform-100"]["hr@10"] for name in figures}
     assert found["popularity"] < 0.25
-    assert found["markov"] > 0.65
+    assert 0.35 < found["markov"] < 0.5
+    assert 0.3 < found["item-knn"] < 0.45
     cold = {name: figures[name]["cold-only"]["full"]["hr@10"] for name in figures}
     assert cold["text-knn"] > 0.3  # the demo's cold items are told by their texts alone
     assert cold["popularity"] == cold["markov"] == cold["item-knn"] == 0.0

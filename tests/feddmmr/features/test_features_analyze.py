@@ -98,9 +98,9 @@ def test_planted_structure_is_found_and_shuffled_features_show_none(demo_folder:
     outside = []
     for kind, array in arrays.items():
         for name, lift in lifts(array.astype(np.float32), histories).items():
-            assert lift.tells, (kind, name)
-            assert lift.lift_low is not None
-            assert lift.lift_low > 10
+            # A user likes styles, and goes from topic to topic: pictures agree, texts differ.
+            assert lift.tells == (kind == "visual"), (kind, name)
+            assert lift.difference_low > 0 or lift.difference_high < 0
         for seed in range(50):
             order = np.random.default_rng(seed).permutation(len(array))
             shuffled = lifts(array[order].astype(np.float32), histories)

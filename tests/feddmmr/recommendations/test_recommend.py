@@ -4,6 +4,7 @@ Over 300 lines on purpose: all of it asks one run, which is trained once.
 """
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -127,8 +128,12 @@ def test_parts_of_any_mixture_add_up(routed: bool) -> None:
                 parts = parts_of(mixture, state, items, memory, said)
                 torch.testing.assert_close(parts.shares.sum(1), said.scores[0, 0])
                 for column, modality in enumerate(("visual", "text"), 1):
-                    share = parts.remembered[modality].sum(1)
+                    share = parts.remembered[modality].sum(1) + parts.by_content[:, column - 1]
                     torch.testing.assert_close(share, parts.shares[:, column])
+                cold = items.cold[0]
+                assert (parts.by_content[~cold] == 0).all()
+                assert (parts.shares[cold, 0] == 0).all()  # no trained ID
+                assert cold.any()
                 blind = replace(items, visual=torch.zeros_like(items.visual))
                 said = mixture(state[None, None], blind, memory)
                 assert (parts_of(mixture, state, blind, memory, said).shares[:, 1] == 0).all()
@@ -155,6 +160,82 @@ def test_what_an_item_remembers_is_what_forgetting_it_changes(
                 assert found["router"][modality] > 0
             named += len(values)
     assert named > 100
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_led_by_is_the_part_without_which_an_item_falls_furthest(
+    trained: tuple[Run, Dataset], stage: int
+) -> None:
+    """Each part is taken away in turn, item by item; what is new is never led by familiarity."""
+    run, dataset = trained
+    adviser, leaders = Adviser(run, dataset, stage), set()
+    for row in range(0, dataset.num_users, 3):
+        history = history_of(dataset, row)
+        past = adviser.after(history)
+        scored = past.scored
+        rivals = set(scored.scores.isfinite().nonzero()[:, 0].tolist()) - set(history.tolist())
+        for found in recommend(adviser, past, 5, history.tolist()):
+            item, falls = found["item"], {}
+            for place, part in enumerate(PARTS):
+                left = (scored.scores - scored.shares[:, place]).tolist()
+                falls[part] = sum(left[other] >= left[item] for other in rivals - {item})
+            assert falls[found["led_by"]] == max(falls.values())
+            leaders.add(found["led_by"])
+    assert leaders == {"state"} if stage == 1 else len(leaders) > 1
+    assert "familiarity" not in leaders
+
+
+@pytest.mark.parametrize(("stage", "seen"), [(1, False), (3, False), (3, True)])
+def test_everyone_gets_what_each_would_get_alone(
+    feddmmr: Feddmmr, trained: tuple[Run, Dataset], tmp_path: Path, stage: int, seen: bool
+) -> None:
+    run, dataset = trained
+    out = tmp_path / "recs.parquet"
+    where = ("--home", run.folder.parents[1], "--dataset", dataset.folder, "--stage", stage)
+    where = (*where, "--top", 6, *(["--seen"] if seen else []))
+    code, said, err = feddmmr("recommend", *where, "--all", "--out", out)
+    table = pd.read_parquet(out)
+    assert (code, said, err) == (0, f"{out}: {len(table)} rows for {dataset.num_users} users\n", "")
+    assert table["user_id"].nunique() == dataset.num_users
+    assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
+    for user in (0, 7, 23):
+        alone = json.loads(feddmmr("recommend", *where, "--user", user, "--json")[1])
+        own = table[table["user_id"] == user]
+        for name in ("rank", "title", "cold"):
+            assert own[name].tolist() == [one[name] for one in alone["recommendations"]]
+        assert own["item_id"].astype(str).tolist() == [
+            one["item_id"] for one in alone["recommendations"]
+        ]
+        scores = [one["score"] for one in alone["recommendations"]]
+        np.testing.assert_allclose(own["score"], scores, atol=1e-5)
+
+
+def test_a_table_of_everyone_is_whole_or_as_it_was(
+    feddmmr: Feddmmr, trained: tuple[Run, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, dataset = trained
+    out = tmp_path / "recs.parquet"
+    out.write_bytes(b"older")
+    where = ("--home", run.folder.parents[1], "--dataset", dataset.folder, "--all", "--out", out)
+
+    def fails(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Adviser, "scores", fails)
+    code, _, err = feddmmr("recommend", *where)
+    assert (code, err.count("\n"), "No space left" in err) == (1, 1, True)
+    assert out.read_bytes() == b"older"
+    assert [path.name for path in tmp_path.iterdir()] == ["recs.parquet"]
+
+
+def test_the_table_fits_80_columns(feddmmr: Feddmmr, trained: tuple[Run, Dataset]) -> None:
+    run, dataset = trained
+    where = ("--home", run.folder.parents[1], "--dataset", dataset.folder, "--user", 7, "--top", 5)
+    os.environ["COLUMNS"] = "80"  # put back with the fixture
+    for options in ([], ["--seen"], ["--stage", 1]):
+        code, out, _ = feddmmr("recommend", *where, *options)
+        assert (code, max(map(len, out.splitlines())) <= 80) == (0, True), out
+        assert "…" not in out
 
 
 def test_the_command_recommends_with_reasons(
@@ -258,6 +339,10 @@ def test_who_has_met_everything_is_told_so(
         ([], "whose history"),
         (["--user", "1", "--history", "item 1"], "whose history"),
         (["--history", "item 1", "--hide-last"], "whose history"),
+        (["--all"], "--all --out FILE.parquet"),
+        (["--all", "--user", "1", "--out", "x.parquet"], "without --history, --user"),
+        (["--all", "--out", "/nonexistent/x.parquet"], "folder of --out does not exist"),
+        (["--user", "1", "--out", "x.parquet"], "whose history"),
         (["--user", "1", "--run", "defualt"], "no such run.*default"),
     ],
 )

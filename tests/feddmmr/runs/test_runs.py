@@ -21,9 +21,10 @@ from feddmmr.runs import page as runs_page
 from feddmmr.runs import verify as runs_verify
 from feddmmr.runs.compare import difference
 from feddmmr.runs.plots import epsilons
-from feddmmr.runs.read import Run, size, spoken
+from feddmmr.runs.read import Run
 from feddmmr.runs.verify import Check
 from server_app.record.manifest import open_manifest
+from server_app.record.units import size, spoken
 from server_app.rounds.loop import StageRun
 from shared_model.stages import STAGES
 from tests.conftest import CutError, MakeDataset
@@ -56,7 +57,7 @@ def test_list_has_every_run_and_how_far_it_came(
     tested = manifest(home, "whole")["stages"]["3"]["test"]
     for group in ("all", "cold"):
         figures = tested[group]["uniform-100"]
-        assert f"{figures['hr@10']:.4f} / {figures['ndcg@10']:.4f}" in lines["whole"]
+        assert f"{figures['hr@10']:.3f} / {figures['ndcg@10']:.3f}" in lines["whole"]
     assert "1 complete 2 failed 1/2" in lines["cut"]
     assert "unreadable manifest" in lines["other"]
     assert "this run has saved nothing yet" in lines["empty"]
@@ -84,17 +85,53 @@ def test_a_wrong_name_is_one_line_with_near_ones(
 
 
 def test_show_has_stages_costs_and_results(feddmmr: Feddmmr, runs: tuple[Path, Path]) -> None:
-    code, out, _ = feddmmr("runs", "show", "whole", "--home", runs[0])
+    whole = ("runs", "show", "whole", "--home", runs[0])
+    code, out, _ = feddmmr(*whole)
+    assert (code, "baselines: the data of this run are not at hand" in out) == (0, True)
+    code, out, _ = feddmmr(*whole, "--dataset", runs[1])
+    for name, found in evaluate_baselines(open_dataset(runs[1]), "test", 0).items():
+        if "uniform-100" in found:
+            assert re.search(rf"^ *{name} +{found['uniform-100']['hr@10']:.3f} ", out, re.M)
+    code, out, _ = feddmmr(*whole, "--all")
     assert code == 0
     assert "24 users, 40 items (4 cold)" in out
     record = manifest(runs[0], "whole")["stages"]["2"]
     down = sum(entry["bytes_down"] for entry in record["rounds"])
     (line,) = [line for line in out.splitlines() if "2 complete" in line and "/2" in line]
     assert size(down) in line
-    assert f"{record['test']['cold']['full']['hr@10']:.4f}" in out
-    code, out, _ = feddmmr("runs", "show", "cut", "--home", runs[0])
+    assert f"{record['test']['cold']['full']['hr@10']:.3f}" in out
+    code, out, _ = feddmmr("runs", "show", "cut", "--all", "--home", runs[0])
     assert code == 0
     assert "2 failed 1/2" in out
+
+
+def test_a_note_is_shown_wherever_the_run_is(
+    feddmmr: Feddmmr, runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    home = copied(runs, tmp_path)
+    write = ("runs", "note", "default", "--home", home)
+    assert feddmmr(*write)[1] == "no note\n"
+    note = "the first [red]one[/red] & <b>best</b>"
+    assert feddmmr(*write, note, "--tag", "base", "--tag", "v1.2")[:2] == (
+        0,
+        f"#base #v1.2 {note}\n",
+    )
+    assert feddmmr(*write, "--tag", "other")[1] == f"#other {note}\n"
+    assert f"#other {note}" in " ".join(
+        feddmmr("runs", "show", "default", "--home", home)[1].split()
+    )
+    assert "#other" in feddmmr("runs", "list", "--home", home)[1]
+    assert feddmmr("runs", "report", "default", "--home", home, "--out", tmp_path / "out")[0] == 0
+    page = (tmp_path / "out/index.html").read_text()
+    assert "#other the first [red]one[/red] &amp; &lt;b&gt;best&lt;/b&gt;" in page
+    assert feddmmr("runs", "verify", "default", "--home", home)[0] == 0
+    for wrong in (["x" * 2001], ["\x1b[31m"], ["--tag", "two words"], ["--tag", ""]):
+        code, _, err = feddmmr(*write, *wrong)
+        assert (code, err.count("\n")) == (1, 1)
+    assert feddmmr(*write)[1] == f"#other {note}\n"
+    (home / "runs/default/note.json").write_text('{"note": 3}')
+    code, _, err = feddmmr("runs", "show", "default", "--home", home)
+    assert (code, "unreadable note" in err) == (1, True)
 
 
 def test_verify_is_content_with_what_was_saved(feddmmr: Feddmmr, runs: tuple[Path, Path]) -> None:
@@ -209,7 +246,7 @@ def test_compare_shows_figures_differences_and_settings(
             more = difference(figures, other[group][protocol])
             assert told["1", group, protocol].endswith(f"({more})")
     assert difference({"hr@10": 0.5, "ndcg@10": 0.25}, {"hr@10": 0.25, "ndcg@10": 0.5}) == (
-        "-0.2500 / +0.2500"
+        "-0.250 / +0.250"
     )
     settings = out[out.index("settings that differ") :]
     assert re.findall(r"│ (\d) +│ (\S+) +│ (\S+) +│ (\S+)", settings) == [
@@ -265,11 +302,11 @@ def test_the_report_has_tables_plots_and_baselines(
     baselines = evaluate_baselines(open_dataset(runs[1]), "test", 0)
     for found in baselines.values():
         figures = found["all"]["full"]
-        assert f"{figures['hr@10']:.4f} / {figures['ndcg@10']:.4f}" in page
+        assert f"{figures['hr@10']:.3f} / {figures['ndcg@10']:.3f}" in page
     for number in STAGES:
         for protocols in manifest(runs[0], "whole")["stages"][str(number)]["test"].values():
             for figures in protocols.values():
-                assert f"{figures['hr@10']:.4f} / {figures['ndcg@10']:.4f}" in page
+                assert f"{figures['hr@10']:.3f} / {figures['ndcg@10']:.3f}" in page
     first = page
     assert feddmmr(*arguments)[0] == 0  # a report is made anew, and the same
     assert (out / "index.html").read_text() == first

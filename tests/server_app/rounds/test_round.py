@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from feddmmr.launch.in_process import InProcessGrid, run_in_process
+from server_app.record.selection import selected
 from server_app.rounds.exchange import Asking
-from server_app.rounds.loop import StageRun, selected
+from server_app.rounds.loop import StageRun
 from shared_model.errors import ManifestError
 from shared_model.model.recommender import ModelShape, build, read_groups
 from shared_model.stages import stage_of
