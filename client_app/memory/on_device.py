@@ -9,7 +9,6 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +18,12 @@ from torch import Tensor
 from client_app.data.content import Content
 from client_app.data.dataset import Dataset, Ints, Rows
 from client_app.memory.cache import Bank, Recall
+from client_app.memory.decided import TABLE, Decided, Histories
 from client_app.memory.surprise import judged
 from shared_model.device import on_device
-from shared_model.memory.cosines import GRID
 from shared_model.memory.memory import EMPTY, MemorySettings, left
 from shared_model.model.recommender import Recommender
 
-_TABLE = 2**28  # cosines at once: 1 GB, of the whole catalogue if it has no more
 _CELLS = 2**26  # positions times interactions at once
 
 
@@ -52,46 +50,16 @@ def _needed() -> dict[str, bool]:
     }
 
 
-class _Decided:
-    """What the long-term memories did, on the device, by places of the dataset's ``items``."""
-
-    def __init__(self, dataset: Dataset, content: Content) -> None:
-        self.dataset, self.device = dataset, content.visual.device
-        self.key: tuple[str, MemorySettings] | None = None
-        self.counts = np.zeros(dataset.num_users, dtype=np.int64)  # decided upon, of each user
-        self.items = on_device(dataset.items.astype(np.int32), self.device)
-        self.kept = torch.zeros_like(self.items)  # whose item is held, counted in the history
-        self.until = torch.zeros_like(self.items)
-        self.surprising, self.written = torch.zeros(
-            (2, len(self.items)), dtype=torch.uint8, device=self.device
-        )
-        rounded = on_device(content.combined, self.device).mul(GRID).round_().div_(GRID)
-        self.features = rounded  # [I + 1, F], products of which are exact
-
-    @cached_property
-    def cosines(self) -> Tensor | None:
-        """Of the whole catalogue with itself [I + 1, I + 1], if that is not too much."""
-        if len(self.features) ** 2 > _TABLE:
-            return None
-        return (self.features @ self.features.T).fill_diagonal_(1)
-
-    def begin(self, key: tuple[str, MemorySettings]) -> None:
-        """Under another backbone, or other settings, nothing is decided."""
-        if self.key != key:
-            self.key = key
-            self.counts[:] = 0
-
-
 @dataclass(frozen=True, eq=False)
 class DeviceRecall(Recall):
     """Memories on the device of ``content``; what they hold is what ``Recall`` has, to the bit."""
 
-    _decided: _Decided = field(kw_only=True, repr=False)
+    _decided: Decided = field(kw_only=True, repr=False)
 
     @classmethod
     def of(cls, dataset: Dataset, content: Content) -> "DeviceRecall":
         """The memories of a dataset's users, of which nothing is decided yet."""
-        return cls(dataset, content, _decided=_Decided(dataset, content))
+        return cls(dataset, content, _decided=Decided(dataset, content))
 
     def foresee(
         self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
@@ -107,7 +75,7 @@ class DeviceRecall(Recall):
         size = self.dataset.num_items + 1
         held = torch.zeros((len(rows), size), dtype=torch.bool, device=decided.device)
         for part in _groups(counts, 1):
-            history = _Histories(decided, rows[part], counts[part])
+            history = Histories(decided, rows[part], counts[part])
             short, long = history.remembered(counts[part, None], settings)
             items = history.items.long()
             origins = items.gather(1, history.kept)
@@ -141,10 +109,10 @@ class DeviceRecall(Recall):
         return Bank(items, held), torch.cat([logs for _, logs in parts])[back]
 
     def _banks(
-        self, decided: _Decided, rows: Rows, places: Ints, settings: MemorySettings
+        self, decided: Decided, rows: Rows, places: Ints, settings: MemorySettings
     ) -> tuple[Bank, Tensor]:
         """Those of users with histories of similar length."""
-        history = _Histories(decided, rows, places.max(1, initial=0))
+        history = Histories(decided, rows, places.max(1, initial=0))
         short, long = history.remembered(places, settings)
         # Nobody meets an item twice in a dataset: an interaction's place is the item's column.
         origins = history.kept[:, None].expand(long.shape)
@@ -168,7 +136,7 @@ class DeviceRecall(Recall):
 
     def _decide(
         self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
-    ) -> _Decided:
+    ) -> Decided:
         """Decide about the first ``counts`` [B] interactions of users for whom that is not done."""
         decided = self._decided
         decided.begin((self.backbone, settings))
@@ -183,7 +151,7 @@ class DeviceRecall(Recall):
 
     def _surprise(
         self,
-        decided: _Decided,
+        decided: Decided,
         model: Recommender,
         rows: Rows,
         counts: Ints,
@@ -195,34 +163,7 @@ class DeviceRecall(Recall):
         decided.surprising[on_device(places, decided.device)] = surprising.byte()
 
 
-class _Histories:
-    """The first ``counts`` [B] interactions of users, as rows [B, N]; no others are ever held."""
-
-    def __init__(self, decided: _Decided, rows: Rows, counts: Ints) -> None:
-        longest = max(1, int(counts.max()))
-        self.places = torch.arange(longest, device=decided.device)
-        self.counts = on_device(counts, decided.device)
-        starts = on_device(decided.dataset.indptr[rows], decided.device)
-        flat = starts[:, None] + self.places.clamp(max=(self.counts - 1).clamp(min=0)[:, None])
-        self.items, self.until = decided.items[flat], decided.until[flat]
-        self.kept = decided.kept[flat].long()
-        self.written = decided.written[flat].bool()
-
-    def before(self, moments: Tensor) -> Tensor:
-        """Which interactions were before a moment [B] of their history: bool [B, N]."""
-        return self.places < moments[:, None]
-
-    def remembered(self, positions: Ints, settings: MemorySettings) -> tuple[Tensor, Tensor]:
-        """What the two tiers hold before positions [B, P]: two of bool [B, P, N]."""
-        before = on_device(positions, self.places.device)[..., None]
-        recent = before - settings.short_term
-        short = (self.places >= recent) & (self.places < before)
-        moment = recent.clamp(min=0) if settings.long_term else recent.new_zeros(())
-        long = (self.places < moment) & (moment <= self.until[:, None])
-        return short, long
-
-
-def _scan(decided: _Decided, rows: Rows, ends: Ints, settings: MemorySettings) -> None:
+def _scan(decided: Decided, rows: Rows, ends: Ints, settings: MemorySettings) -> None:
     """Run the memories of users for ``ends`` [B] interactions, in groups that share a table."""
     from client_app.memory.scan import scan
 
@@ -257,7 +198,7 @@ def _scan(decided: _Decided, rows: Rows, ends: Ints, settings: MemorySettings) -
 
 
 def _compared(
-    decided: _Decided, rows: Rows, ends: Ints
+    decided: Decided, rows: Rows, ends: Ints
 ) -> Iterator[tuple[npt.NDArray[np.intp], Tensor, Tensor, int]]:
     """Groups of users, with a table of cosines, its columns by interaction, and its row's length.
 
@@ -266,21 +207,14 @@ def _compared(
     if decided.cosines is not None:
         yield np.arange(len(rows)), decided.cosines, decided.items, len(decided.features)
         return
-    own = _own_places(decided)
+    own = decided.own_places
     for part in _groups(ends, None):
         size = int(ends[part].max())
-        history = _Histories(decided, rows[part], ends[part])
+        history = Histories(decided, rows[part], ends[part])
         known = decided.features[history.items.long()]  # [B, N, F]
         cosines = known @ known.mT
         same = history.items[:, :, None] == history.items[:, None]
         yield part, cosines.masked_fill_(same, 1.0), own, size
-
-
-def _own_places(decided: _Decided) -> Tensor:
-    """Each interaction's place in its history: int32, as ``items``."""
-    indptr = decided.dataset.indptr
-    own = np.arange(indptr[-1]) - np.repeat(indptr[:-1], np.diff(indptr))
-    return on_device(own.astype(np.int32), decided.device)
 
 
 def _groups(counts: Ints, positions: int | None) -> Iterator[npt.NDArray[np.intp]]:
@@ -290,7 +224,7 @@ def _groups(counts: Ints, positions: int | None) -> Iterator[npt.NDArray[np.intp
     group: list[int] = []
     for user in order.tolist():
         longest = max(1, int(counts[user]))
-        cells, most = (longest**2, _TABLE) if positions is None else (longest * positions, _CELLS)
+        cells, most = (longest**2, TABLE) if positions is None else (longest * positions, _CELLS)
         if group and (len(group) + 1) * cells > most:
             yield np.array(group)
             group = []

@@ -14,6 +14,19 @@ _FOREVER = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
+def _oldest(refreshed, among):
+    """When the one of some slots [M] was refreshed that was so first."""
+    return tl.min(tl.where(among, refreshed, _FOREVER), 0)
+
+
+@triton.jit
+def _least(utility, filled):
+    """The slots [M] with the least utility."""
+    among = tl.where(filled, utility, float("inf"))
+    return filled & (among == tl.min(among, 0))
+
+
+@triton.jit
 def scan(
     places,  # int32 [interactions] column of each interaction in its user's table
     starts,  # int64 [B] of each user in places, and in what is written
@@ -47,8 +60,8 @@ def scan(
     for now in range(count):
         coming = tl.load(places + start + now)
         filled = lane < size
-        row = table + coming.to(tl.int64) * stride
-        similar = tl.load(row + column, mask=filled, other=-float("inf"))
+        row = table + coming.to(tl.int64) * stride + column
+        similar = tl.load(row, mask=filled, other=-float("inf"))
         nearest = tl.max(similar, 0)
         near = tl.where(size == 0, -1.0, nearest.to(tl.float64))
         merges = near >= duplicate
@@ -56,20 +69,17 @@ def scan(
         writes = ((1.0 - near >= novel) | surprised) & (near < duplicate)
         ending = size * 0 + _FOREVER  # when the slot was refreshed whose life ends now
         if merges:
-            ending = tl.min(tl.where(filled & (similar == nearest), refreshed, _FOREVER), 0)
+            ending = _oldest(refreshed, filled & (similar == nearest))
         if writes & (size == slots):
             utility = tl.load(frequent + frequency) + tl.load(recent + (now - refreshed))
-            utility = tl.where(filled, utility, float("inf"))
-            least = filled & (utility == tl.min(utility, 0))
-            ending = tl.min(tl.where(least, refreshed, _FOREVER), 0)
-        acts = merges | writes
+            ending = _oldest(refreshed, _least(utility, filled))
         empty = tl.where(writes & (ending == _FOREVER), size, -1)  # the slot that is filled now
         at = (filled & (refreshed == ending)) | (lane == empty)
         if ending < _FOREVER:
             tl.store(until + start + ending, now)
         holder = tl.where(merges, tl.sum(tl.where(at, origin, 0), 0), now)
         tl.store(kept + start + now, holder)
-        tl.store(until + start + now, tl.where(acts, _FOREVER, 0))
+        tl.store(until + start + now, tl.where(merges | writes, _FOREVER, 0))
         tl.store(written + start + now, writes.to(tl.uint8))
         frequency = tl.where(at, tl.where(merges, frequency + 1, 1), frequency)
         refreshed = tl.where(at, now, refreshed)

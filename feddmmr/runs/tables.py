@@ -99,6 +99,10 @@ def facts(run: Run) -> list[str]:
     if writer := run.writer:
         lines.insert(1, f"writer   {writer}; to end it: {writer.ending}")
     for number, record in run.stages:
+        if record["status"] == "running":
+            ended = "" if run.writer else ": the same command resumes it"
+            lines.append(f"stage    {_state(run, number, record)}{ended}")
+    for number, record in run.stages:
         if ledger := scalars(record["privacy"]):
             told = ", ".join(f"{key} {plain(value)}" for key, value in ledger.items())
             lines.append(f"privacy  stage {number}: {told}")

@@ -115,9 +115,9 @@ def _is_there(lock: TextIO, folder: Path) -> bool:
 
 def _name(lock: TextIO, writer: Writer, folder: Path) -> None:
     try:
-        lock.truncate(0)
-        lock.write(json.dumps(asdict(writer)))
-        lock.flush()
+        os.ftruncate(lock.fileno(), 0)
+        # Past the file's buffer, which would be written once more when it is closed.
+        os.write(lock.fileno(), json.dumps(asdict(writer)).encode())
     except OSError as error:  # a full disk
         raise _unwritable(folder, error) from error
 

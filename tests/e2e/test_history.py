@@ -64,6 +64,8 @@ def report_of(whole: Whole, number: int, arrays: Arrays, split: Any, record: Any
 
 
 def assert_same_report(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """But for the parts by length, which the server asks for."""
+    second = {name: cells for name, cells in second.items() if not name.startswith("length-")}
     assert first.keys() == second.keys()
     for group, protocols in first.items():
         assert protocols.keys() == second[group].keys()

@@ -15,7 +15,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before the kernel is imported, here alon
 
 from client_app.data.content import open_content, unit_rows
 from client_app.data.dataset import Dataset
-from client_app.memory import on_device
+from client_app.memory import decided, on_device
 from client_app.memory.cache import Bank, Recall
 from client_app.memory.on_device import DeviceRecall, recall_of
 from shared_model.memory.memory import EMPTY, MemorySettings
@@ -78,7 +78,8 @@ def test_what_is_held(
     name: str, table: str, dataset: Dataset, model: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if table == "of each user":  # as if the catalogue were too large, and few users at once
-        monkeypatch.setattr(on_device, "_TABLE", 1500)
+        monkeypatch.setattr(decided, "TABLE", 1500)
+        monkeypatch.setattr(on_device, "TABLE", 1500)
         monkeypatch.setattr(on_device, "_CELLS", 200)
     settings, (reference, device) = SETTINGS[name], both(dataset)
     rows = np.random.default_rng(0).permutation(dataset.num_users)

@@ -154,7 +154,7 @@ def test_the_demo_rewards_sequence_over_popularity(
     assert 0.35 < found["markov"] < 0.5
     assert 0.3 < found["item-knn"] < 0.45
     cold = {name: figures[name]["cold-only"]["full"]["hr@10"] for name in figures}
-    assert cold["text-knn"] > 0.3  # the demo's cold items are told by their texts alone
+    assert 0.0 < cold["text-knn"] < 0.3  # the demo's texts tell an order, not what is alike
     assert cold["popularity"] == cold["markov"] == cold["item-knn"] == 0.0
     assert set(figures["markov"]["all"]) == {"uniform-100", "full", "full-unseen"}
 

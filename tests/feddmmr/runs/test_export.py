@@ -78,9 +78,13 @@ def test_users_are_hashes_with_the_length_of_their_histories(
 
 @pytest.mark.parametrize("protocol", ["full", "full-unseen", "uniform-100"])
 def test_ranx_makes_the_same_figures_of_them(
-    exported: dict[int, pd.DataFrame], runs: tuple[Path, Path], protocol: str
+    exported: dict[int, pd.DataFrame],
+    runs: tuple[Path, Path],
+    protocol: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each user's list with the target at its rank, as any tool would get it."""
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # to compile it takes a minute
     ranx = pytest.importorskip("ranx")
     part = exported[3].query("group == 'all' and protocol == @protocol")
     lists = {}

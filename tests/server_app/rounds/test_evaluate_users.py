@@ -37,7 +37,7 @@ def test_a_sample_is_the_same_in_every_round_and_topology_and_the_test_has_every
         for one, other in zip(first["rounds"], record["rounds"], strict=True):
             assert one["valid"]["all"]["full"] == pytest.approx(other["valid"]["all"]["full"])
         assert length_groups(record["test"]) == length_groups(first["test"])
-    assert f"valid of {chosen} users HR@10" in capsys.readouterr().out
+    assert f"valid of {chosen} users NDCG@10" in capsys.readouterr().out
 
 
 def test_a_cut_off_run_goes_on_with_its_sample(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
