@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feddmmr.features.encoders import Encoder, unit_row
+from feddmmr.features.encoders import Encoder, one_thread, unit_row
 from feddmmr.features.files import Say
 from feddmmr.features.hub import (
     hash_files,
@@ -80,7 +80,7 @@ def _encoder(
 
     def encode(picture: Image.Image) -> npt.NDArray[np.float16]:
         pixels = preprocess(middle(picture) if crops else picture)
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread():
             return unit_row(net.encode_image(pixels[None].to(device)).float().cpu().numpy())
 
     def cut(path: Path) -> bool:

@@ -4,7 +4,8 @@ An item is encoded by itself. In a batch the last bits of a row depend on the ba
 the longest text in it, and two sites that encode one catalogue would get different files.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,20 @@ def choose_device(device: str) -> str:
     return device
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch's operators use one thread in here: on some processors the last bits of a product
+    depend on how many share it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def load_text_encoder(model: str, device: str) -> Encoder:
     """A sentence-transformers model from a folder or by its hub name; texts are cut at its limit.
 
@@ -81,7 +96,8 @@ def load_text_encoder(model: str, device: str) -> Encoder:
     prompt = net.prompts.get(net.default_prompt_name) or ""  # what the model puts before a text
 
     def encode(text: str) -> npt.NDArray[np.float16]:
-        return unit_row(net.encode([text], batch_size=1, show_progress_bar=False))
+        with one_thread():
+            return unit_row(net.encode([text], batch_size=1, show_progress_bar=False))
 
     def cut(text: str) -> bool:
         tokens = net.tokenizer(prompt + text, truncation=False, verbose=False)["input_ids"]

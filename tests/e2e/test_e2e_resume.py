@@ -79,6 +79,7 @@ def settings(home: Path, dataset: Path) -> dict[str, Any]:
 def files(home: Path) -> dict[str, bytes]:
     """Every file of a run but the manifest: the checkpoints of all stages, and nothing else."""
     found = {path.name: path.read_bytes() for path in (home / "runs/default").iterdir()}
+    del found["lock"]  # names the last process
     del found["manifest.json"]
     return found
 
