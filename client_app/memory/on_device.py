@@ -74,7 +74,7 @@ class DeviceRecall(Recall):
         decided = self._decide(model, rows, counts, settings)
         size = self.dataset.num_items + 1
         held = torch.zeros((len(rows), size), dtype=torch.bool, device=decided.device)
-        for part in _groups(counts, 1):
+        for part in _groups(counts, counts, _CELLS):
             history = Histories(decided, rows[part], counts[part])
             short, long = history.remembered(counts[part, None], settings)
             items = history.items.long()
@@ -98,7 +98,7 @@ class DeviceRecall(Recall):
         places = np.where(real, places, 0)
         counts: Ints = places.max(1, initial=0)
         decided = self._decide(model, rows, counts, settings)
-        groups = list(_groups(counts, places.shape[1]))
+        groups = list(_groups(counts, counts * places.shape[1], _CELLS))
         parts = [self._banks(decided, rows[part], places[part], settings) for part in groups]
         widest = max(bank.items.shape[1] for bank, _ in parts)
         back = on_device(np.argsort(np.concatenate(groups)), decided.device)
@@ -208,7 +208,8 @@ def _compared(
         yield np.arange(len(rows)), decided.cosines, decided.items, len(decided.features)
         return
     own = decided.own_places
-    for part in _groups(ends, None):
+    wide = np.maximum(ends, decided.features.shape[1])  # features, or cosines with one another
+    for part in _groups(ends, ends * wide, TABLE):
         size = int(ends[part].max())
         history = Histories(decided, rows[part], ends[part])
         known = decided.features[history.items.long()]  # [B, N, F]
@@ -217,15 +218,12 @@ def _compared(
         yield part, cosines.masked_fill_(same, 1.0), own, size
 
 
-def _groups(counts: Ints, positions: int | None) -> Iterator[npt.NDArray[np.intp]]:
-    """Users of similar ``counts`` [B], as many as may be at once: with N interactions at
-    ``positions`` each, or (None) with one another."""
-    order = np.argsort(counts, kind="stable")
+def _groups(counts: Ints, cells: Ints, most: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Users of similar ``counts`` [B], as many as may be at once: so that ``most`` cells hold them,
+    of which each takes as many as the largest of ``cells`` [B] among them."""
     group: list[int] = []
-    for user in order.tolist():
-        longest = max(1, int(counts[user]))
-        cells, most = (longest**2, TABLE) if positions is None else (longest * positions, _CELLS)
-        if group and (len(group) + 1) * cells > most:
+    for user in np.argsort(counts, kind="stable").tolist():
+        if group and (len(group) + 1) * int(cells[user]) > most:
             yield np.array(group)
             group = []
         group.append(user)

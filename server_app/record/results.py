@@ -1,4 +1,4 @@
-"""A run's results as tables: a row a stage, or every group under every protocol."""
+"""A run's results as tables: the closing one, a row a stage, and every group and protocol."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

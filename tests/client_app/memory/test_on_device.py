@@ -84,6 +84,7 @@ def test_what_is_held(
     settings, (reference, device) = SETTINGS[name], both(dataset)
     rows = np.random.default_rng(0).permutation(dataset.num_users)
     lengths = dataset.lengths(rows)
+    device.foresee(model, rows[::2], lengths[::2], settings)
     held = device.held(model, rows, lengths, settings)
     assert torch.equal(held, reference.held(model, rows, lengths, settings))
     assert held.any() or name == "no long-term memory"
