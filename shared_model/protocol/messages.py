@@ -1,4 +1,4 @@
-"""The wire: round plans, updates and metric sums as Flower records. Here alone it knows flwr.
+"""The wire: round plans, updates and metric sums as Flower records. No other file here knows flwr.
 
 Actions (Flower message types): ``query.prepare`` asks a node what it hosts, ``query.novelty`` what
 its users' memories meet, ``train`` runs a round plan, ``evaluate`` scores arrays on a split. A
