@@ -14,7 +14,7 @@ from torch import Tensor
 
 from client_app.data.content import Content, open_content
 from client_app.data.dataset import Dataset, Ints, Rows
-from client_app.evaluation.scoring import shared_candidates
+from client_app.evaluation.candidates import shared_candidates
 from client_app.memory.cache import Recall, memory_settings, shared_bank
 from feddmmr.recommendations.parts import PARTS, Parts, parts_of, state_alone
 from feddmmr.runs.read import Run, complete_stage

@@ -1,4 +1,7 @@
-"""The run-config, read once into ``Settings``. Defaults live in ``pyproject.toml`` alone."""
+"""The run-config: keys and values refused or read, once, into ``Settings``.
+
+Defaults live in ``pyproject.toml`` alone.
+"""
 
 import difflib
 import tomllib

@@ -1,4 +1,4 @@
-"""The catalogue as candidates that all users share."""
+"""Items as candidates that all users share, as evaluation and recommendations score them."""
 
 from torch import Tensor
 
