@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from client_app.data.dataset import Dataset, Ints, Rows, Split, cold_rows, input_lengths
-from client_app.evaluation.cases import make_cases, protocol_ranks
 from client_app.evaluation.candidates import shared_candidates
+from client_app.evaluation.cases import make_cases, protocol_ranks
 from client_app.evaluation.target_groups import (
     BUCKET_PROTOCOLS,
     LENGTH_PROTOCOLS,
