@@ -1,5 +1,7 @@
-"""Which device a process uses, and arrays on their way there."""
+"""Which device a process uses, how many threads, and arrays on their way there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,3 +23,14 @@ def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Torch's operators use one thread each in here, and in threads that start in here."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -2,9 +2,8 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,7 @@ from client_app.training.objective import (
     participants,
     stack_losses,
 )
-from shared_model.device import on_device
+from shared_model.device import on_device, single_threaded
 from shared_model.model.matmul import plain_products
 from shared_model.model.recommender import Arrays, Recommender, freeze, read_groups
 from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
@@ -69,22 +68,11 @@ def train_round(
         other = _objective(own, dataset, plan, mixing)
         return _train_batches(own, other, chosen[worker::workers], plan, size)
 
-    with _single_threaded(), ThreadPoolExecutor(workers) as pool:
+    with single_threaded(), ThreadPoolExecutor(workers) as pool:
         first, *others = pool.map(share, range(workers))
     for other in others:
         first += other
     return first
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Torch's operators use one thread each, in threads that start in here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _objective(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feddmmr.features.encoders import Encoder, one_thread, unit_row
+from feddmmr.features.encoders import Encoder, unit_row
 from feddmmr.features.files import Say
 from feddmmr.features.hub import (
     hash_files,
@@ -21,6 +21,7 @@ from feddmmr.features.hub import (
     versions,
 )
 from feddmmr.features.pictures import aspect_ratio, middle
+from shared_model.device import single_threaded
 from shared_model.errors import ConfigError, DataError
 
 WIDE = 2  # to 1: of a longer picture less than half is in the middle square
@@ -80,7 +81,7 @@ def _encoder(
 
     def encode(picture: Image.Image) -> npt.NDArray[np.float16]:
         pixels = preprocess(middle(picture) if crops else picture)
-        with torch.inference_mode(), one_thread():
+        with torch.inference_mode(), single_threaded():
             return unit_row(net.encode_image(pixels[None].to(device)).float().cpu().numpy())
 
     def cut(path: Path) -> bool:

@@ -4,8 +4,7 @@ An item is encoded by itself. In a batch the last bits of a row depend on the ba
 the longest text in it, and two sites that encode one catalogue would get different files.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from feddmmr.features.hub import (
     use_network,
     versions,
 )
+from shared_model.device import single_threaded
 from shared_model.errors import ConfigError, DataError
 
 TEXT_HOME = "sentence-transformers"  # the hub's owner of names without one
@@ -59,20 +59,6 @@ def choose_device(device: str) -> str:
     return device
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch's operators use one thread in here: on some processors the last bits of a product
-    depend on how many share it."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def load_text_encoder(model: str, device: str) -> Encoder:
     """A sentence-transformers model from a folder or by its hub name; texts are cut at its limit.
 
@@ -96,7 +82,7 @@ def load_text_encoder(model: str, device: str) -> Encoder:
     prompt = net.prompts.get(net.default_prompt_name) or ""  # what the model puts before a text
 
     def encode(text: str) -> npt.NDArray[np.float16]:
-        with one_thread():
+        with single_threaded():  # on some processors the last bits depend on how many share it
             return unit_row(net.encode([text], batch_size=1, show_progress_bar=False))
 
     def cut(text: str) -> bool:
