@@ -18,7 +18,7 @@ from feddmmr.benchmark import command as benchmark_command
 from feddmmr.data import command as data_commands
 from feddmmr.features import command as features_command
 from feddmmr.launch import command as run_command
-from feddmmr.launch import federation_command
+from feddmmr.launch import federation_command, site_command
 from feddmmr.recommendations import command as recommend_command
 from feddmmr.runs import command as runs_command
 from shared_model.errors import DataWarning, FedDMMRError
@@ -56,6 +56,8 @@ app.command("federation")(federation_command.federation)
 app.command("run")(run_command.run)
 app.command("recommend")(recommend_command.recommend)
 app.add_typer(runs_command.app, name="runs")
+app.command("site", context_settings=site_command.FLOWERS_OWN)(site_command.site)
+app.command("supernode", context_settings=site_command.FLOWERS_OWN)(site_command.supernode)
 
 
 def main() -> None:

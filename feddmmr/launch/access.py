@@ -13,9 +13,9 @@ class Access:
     """Options of Flower's programs; `{i}` stands for a node's number. The default is plain HTTP."""
 
     superlink: Sequence[str] = ("--insecure",)
-    node: Sequence[str] = ("--insecure",)
+    node: Sequence[str] = ("--insecure", "--isolation", "process")
     server_apps: Sequence[str] = ()  # of the ServerApps' superexec; none: the SuperLink starts it
-    client_apps: Sequence[str] = ()  # of the ClientApps'; none: the SuperNode starts it
+    client_apps: Sequence[str] = ("--insecure",)  # of the site's worker; none: a SuperNode's own
     connection: str = "insecure = true"  # lines of the connection in config.toml
     public_key: str = ""  # the file to register a node with
 

@@ -34,7 +34,8 @@ class Federation:
     to know a secret, otherwise in processes that SuperLink and SuperNodes start.
     """
 
-    supernode: Sequence[str] = (str(_PROGRAMS / "flower-supernode"),)
+    supernode: Sequence[str] = (sys.executable, "-P", "-m", "feddmmr.site.supernode")
+    site: Sequence[str] = (sys.executable, "-P", "-m", "feddmmr.site")  # runs a node's ClientApps
 
     def __init__(
         self, folder: Path, nodes: Sequence[str], access: Access | None = None, port: int = 0
@@ -132,8 +133,9 @@ class Federation:
         program = [*self.supernode, *_of(number, self.access.node)]
         self.start(f"node-{number}", [*program, *where, *config])
         if self.access.client_apps:
+            where = ["--runtime-api-address", f"127.0.0.1:{port}"]
             options = _of(number, self.access.client_apps)
-            self.start_superexec(f"client-apps-{number}", f"127.0.0.1:{port}", options)
+            self.start(f"client-apps-{number}", [*self.site, *options, *where])
 
     def start(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
         """Start a program in a folder of its own, and end it with the others."""

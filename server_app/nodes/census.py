@@ -10,6 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from server_app.nodes.waiting import replies_to
 from server_app.record.schema import DatasetRecord, FeaturesRecord
 from shared_model.errors import NodeError
 from shared_model.fingerprint import app_sha256
@@ -113,7 +114,7 @@ def _ask(grid: Grid, node_ids: list[int], settings: Settings) -> dict[int, NodeR
     if not requests:
         return {}
     reports = {}
-    for reply in grid.send_and_receive(requests, timeout=settings.node_timeout):
+    for reply in replies_to(grid, requests, settings.node_timeout):
         if reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
             continue  # it left while it was asked; its successor has another id
         reports[reply.metadata.src_node_id] = messages.read_report(messages.check_reply(reply))

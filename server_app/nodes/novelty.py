@@ -5,6 +5,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from server_app.nodes.census import Census
+from server_app.nodes.waiting import replies_to
 from shared_model.errors import NodeError
 from shared_model.memory.memory import threshold_of
 from shared_model.protocol import messages
@@ -23,7 +24,7 @@ def novelty_threshold(grid: Grid, census: Census, settings: Settings) -> float:
     requests = [Message(request, node, messages.NOVELTY) for node in census.nodes]
     replies = {
         reply.metadata.src_node_id: reply
-        for reply in grid.send_and_receive(requests, timeout=settings.round_timeout)
+        for reply in replies_to(grid, requests, settings.round_timeout)
     }
     absent = [report.name for node, report in census.nodes.items() if node not in replies]
     if absent:

@@ -7,6 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from server_app.nodes.presence import Presence
+from server_app.nodes.waiting import replies_to
 from server_app.record import report
 from server_app.rounds.replies import Answers, require_share
 from server_app.rounds.result import EvaluationResult, Exchange, RoundResult
@@ -125,12 +126,12 @@ class Asking:
         """
         timeout = self._strategy.settings.round_timeout
         asked = [r for r in requests if self.presence.can_answer(r.metadata.dst_node_id)]
-        replies = list(self._grid.send_and_receive(asked, timeout=timeout))
+        replies = replies_to(self._grid, asked, timeout)
         again = self._strategy.lacking(asked, replies)
         if again:
             lacking = {request.metadata.dst_node_id for request in again}
             replies = [reply for reply in replies if reply.metadata.src_node_id not in lacking]
-            replies += self._grid.send_and_receive(again, timeout=timeout)
+            replies += replies_to(self._grid, again, timeout)
         answered = {reply.metadata.src_node_id for reply in replies}
         self.presence.silent |= {r.metadata.dst_node_id for r in asked} - answered
         sent = sum(messages.content_bytes(request.content) for request in (*asked, *again))

@@ -1,0 +1,49 @@
+"""Flower's executor of a SuperExec, as one resident worker: see `Executor` in Flower 1.42."""
+
+from flwr.supercore import log
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
+
+from .task import Task
+from .worker import Keeper
+
+
+class ResidentExecutor:
+    """Runs each ClientApp task to its end before the next is looked for: a node has one at once."""
+
+    def __init__(self) -> None:
+        self._keeper = Keeper(lambda line: log(20, line))
+
+    def get_eligible_capacity(
+        self,
+        supported_task_types: set[TaskType],
+        *,
+        insecure: bool = False,
+        root_certificates_path: str | None = None,
+    ) -> tuple[set[TaskType], set[str]]:
+        """ClientApps alone: this is a site, no server."""
+        return supported_task_types & {TaskType.CLIENT_APP}, set()
+
+    def wait_for_capacity(
+        self,
+        task_type: TaskType | None = None,
+        *,
+        fab_hash: str | None = None,
+        insecure: bool = False,
+        root_certificates_path: str | None = None,
+    ) -> None:
+        """Nothing to wait for: `launch` returns once there is room."""
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Run a task; what goes wrong in it is its answer."""
+        if spec.runtime_dependency_install:
+            return LaunchResult.failed("a resident worker installs nothing: use flower-superexec")
+        Task(spec, self._keeper).run()
+        return LaunchResult.accepted()
+
+    def reconcile(self) -> None:
+        """Nothing to maintain between tasks."""
+
+    def close(self) -> None:
+        """End the worker."""
+        self._keeper.close()

@@ -1,0 +1,31 @@
+"""Waiting for the nodes' replies, and looking for them often enough."""
+
+import time
+from collections.abc import Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+from flwr.superlink.grid.http_grid import HttpGrid
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two looks
+
+
+def replies_to(grid: Grid, requests: Sequence[Message], timeout: float) -> list[Message]:
+    """Send requests; the replies once all are there, or those of ``timeout`` seconds.
+
+    In a deployment Flower's own ``send_and_receive`` looks every 3 s, however short a round is.
+    """
+    if not isinstance(grid, HttpGrid):
+        return list(grid.send_and_receive(requests, timeout=timeout))
+    deadline = time.monotonic() + timeout
+    missing = set(grid.push_messages(requests))
+    replies: list[Message] = []
+    pause = _FIRST_PAUSE
+    while missing and time.monotonic() < deadline:
+        came = list(grid.pull_messages(missing))
+        replies += came
+        missing -= {reply.metadata.reply_to_message_id for reply in came}
+        if missing:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    return replies
