@@ -3,10 +3,10 @@
     uv run python -m benchmarks.faults --out faults.json
 
 Every row is a run of Stage 1 in one process, with ten nodes on the demo dataset. One of them is bad
-from a sixth of the rounds on (fault_cases.py). A row fails, and the command with it, if its run
-does not complete, or if the last round's arrays, scored on all users, have less than 0.98 of the
-undisturbed run's validation HR@10. Stock FedAvg (fault_stock.py) gets the replies of the first bad
-round.
+from a sixth of the rounds on (fault_parts/cases.py). A row fails, and the command with it, if its
+run does not complete, or if the last round's arrays, scored on all users, have less than 0.98 of
+the undisturbed run's validation HR@10. Stock FedAvg (fault_parts/stock.py) gets the replies of the
+first bad round.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fault_cases import FAULTS, UNDISTURBED, Fault, FaultyGrid
-from benchmarks.fault_stock import outcome
+from benchmarks.fault_parts.cases import FAULTS, UNDISTURBED, Fault, FaultyGrid
+from benchmarks.fault_parts.stock import outcome
 from benchmarks.output import write_json
 from feddmmr.launch.command import merge, own_app
 from feddmmr.launch.in_process import InProcessGrid

@@ -13,6 +13,7 @@ from client_app.training.train import train_round
 from shared_model.errors import FedDMMRError
 from shared_model.model.recommender import load_groups
 from shared_model.protocol import messages
+from shared_model.protocol.packing import is_packed, pack, unpack
 from shared_model.protocol.plan import LocalUpdate, RoundPlan
 from shared_model.stages import stage_of
 
@@ -22,25 +23,25 @@ app = ClientApp()
 @app.query("prepare")
 def prepare(message: Message, context: Context) -> Message:
     """Report what this node hosts: counts and fingerprints."""
-    return _answer(message, context, lambda node: messages.report_content(node.report()))
+    return _answer(message, context, lambda node, _: messages.report_content(node.report()))
 
 
 @app.query("novelty")
 def novelty(message: Message, context: Context) -> Message:
     """Count the novelty that a sample of this node's users meets."""
-    return _answer(message, context, lambda node: _novelty(node, message.content))
+    return _answer(message, context, _novelty)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the participating users of a round and answer with their summed update."""
-    return _answer(message, context, lambda node: _train(node, message.content))
+    return _answer(message, context, _train)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Score this node's users with the arrays sent along."""
-    return _answer(message, context, lambda node: _evaluate(node, message.content))
+    return _answer(message, context, _evaluate)
 
 
 def _novelty(node: Node, content: RecordDict) -> RecordDict:
@@ -93,10 +94,17 @@ def _evaluate(node: Node, content: RecordDict) -> RecordDict:
     return messages.metrics_content(sums)
 
 
-def _answer(message: Message, context: Context, act: Callable[[Node], RecordDict]) -> Message:
-    """Run a handler. An error of our own tree travels as one line, not as a Ray traceback."""
+def _answer(
+    message: Message, context: Context, act: Callable[[Node, RecordDict], RecordDict]
+) -> Message:
+    """Run a handler. An error of our own tree travels as one line, not as a Ray traceback.
+
+    A request whose arrays came packed is answered so.
+    """
+    given = message.content
     try:
-        content = act(open_node(context.node_config, context.run_config))
+        node = open_node(context.node_config, context.run_config)
+        content = act(node, unpack(given))
     except FedDMMRError as error:
         content = messages.error_content(str(error))
-    return Message(content, reply_to=message)
+    return Message(pack(content) if is_packed(given) else content, reply_to=message)

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Sequence
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.superlink.grid.http_grid import HttpGrid
+
+from shared_model.protocol.packing import pack
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two looks
 
@@ -13,12 +15,14 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two looks
 def replies_to(grid: Grid, requests: Sequence[Message], timeout: float) -> list[Message]:
     """Send requests; the replies once all are there, or those of ``timeout`` seconds.
 
-    In a deployment Flower's own ``send_and_receive`` looks every 3 s, however short a round is.
+    In a deployment Flower's own ``send_and_receive`` looks every 3 s, however short a round is, and
+    each array costs the SuperLink requests of its own: there they travel packed.
     """
     if not isinstance(grid, HttpGrid):
         return list(grid.send_and_receive(requests, timeout=timeout))
     deadline = time.monotonic() + timeout
-    missing = set(grid.push_messages(requests))
+    known: dict[int, ArrayRecord] = {}
+    missing = set(grid.push_messages([_packed(request, known) for request in requests]))
     replies: list[Message] = []
     pause = _FIRST_PAUSE
     while missing and time.monotonic() < deadline:
@@ -29,3 +33,12 @@ def replies_to(grid: Grid, requests: Sequence[Message], timeout: float) -> list[
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
     return replies
+
+
+def _packed(request: Message, known: dict[int, ArrayRecord]) -> Message:
+    """The same request with its arrays packed."""
+    told = request.metadata
+    content = pack(request.content, known)
+    return Message(
+        content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id
+    )

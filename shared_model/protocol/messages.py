@@ -23,6 +23,7 @@ from shared_model.model.recommender import Arrays
 from shared_model.protocol.metrics import MetricSums, faulty_sums
 from shared_model.protocol.node_report import MOST, check_report
 from shared_model.protocol.node_report import NodeReport as NodeReport
+from shared_model.protocol.packing import unpack
 from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def check_reply(message: Message) -> RecordDict:
     if "error" in message.content.config_records:
         line = message.content.config_records["error"].get("line")
         raise NodeError(str(line)[-600:] or "a node refused and did not say why")
-    return message.content
+    return unpack(message.content)
 
 
 def content_bytes(content: RecordDict) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.fault_cases import FAULTS, UNDISTURBED, Fault, FaultyGrid
-from benchmarks.fault_stock import aggregate, as_stock, honest_weights, outcome
+from benchmarks.fault_parts.cases import FAULTS, UNDISTURBED, Fault, FaultyGrid
+from benchmarks.fault_parts.stock import aggregate, as_stock, honest_weights, outcome
 from benchmarks.faults import NAMES, main
 from client_app.data.dataset import Dataset
 from server_app.app import federate

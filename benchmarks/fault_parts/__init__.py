@@ -1,0 +1,1 @@
+"""What the faults benchmark does to nodes, and the stock app beside it."""
