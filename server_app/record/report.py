@@ -7,7 +7,7 @@ from rich.console import Console
 from server_app.record.manifest import Manifest
 from server_app.record.results import RESULT_GROUPS, TABLE_GROUPS, WIDTH, results_table
 from server_app.record.schema import MISHAPS, SPLITS, PrivacyLedger, RoundRecord, StageRecord
-from server_app.record.selection import selected_parts
+from server_app.record.selection import selected_parts, without_say
 from server_app.record.units import size
 from shared_model.protocol.config import Settings
 from shared_model.protocol.metrics import PROTOCOLS, SAMPLED, Report
@@ -121,6 +121,8 @@ def say_remarks(number: str, record: StageRecord, groups: Sequence[str] = TABLE_
     for split in SPLITS:
         for note in shortfalls(record[split], groups):
             say(f"note: stage {number} {split}, {note}")
+    if note := without_say(record["valid"]):
+        say(f"note: stage {number} valid, {note}")
     privacy = record["privacy"]
     if "releases" in privacy:
         say(privacy_line(number, privacy))

@@ -1,5 +1,6 @@
 """The validation figure by which a stage's best round is chosen."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,3 +22,22 @@ def selected_parts(valid: Mapping[str, Any]) -> dict[str, float]:
     known = next(group for group in SELECT_KNOWN if group in valid)
     groups = [known, SELECT_CONTENT] if SELECT_CONTENT in valid else [known]
     return {group: float(valid[group][protocol][metric]) for group in groups}
+
+
+def without_say(valid: Mapping[str, Any]) -> str:
+    """Why content alone had no say in the choice, or nothing if it had one.
+
+    It has none where its part is below the standard error of the other one, of which a figure
+    between 0 and 1 has at most that of a share: a round then wins by what known items score.
+    """
+    if SELECT_CONTENT not in valid:
+        return ""
+    (known, figure), *content = selected_parts(valid).items()
+    error = math.sqrt(figure * (1 - figure) / valid[known][SELECT_BY[0]]["users"])
+    ((group, part),) = content
+    if part >= error:
+        return ""
+    return (
+        f"{group}, full: NDCG@10 {part:.4f} is below the standard error of {known!r} "
+        f"({figure:.4f} +- {error:.4f}), which alone has chosen the best round"
+    )

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from server_app.record.report import round_line
 from server_app.record.results import WIDTH, results_table
-from server_app.record.selection import selected
+from server_app.record.selection import selected, without_say
 from shared_model.protocol.intervals import wilson, with_interval
 
 HITS = {"hr@10": 0.75, "ndcg@10": 0.5, "users": 400.0}
@@ -39,6 +39,20 @@ def test_a_round_tells_what_the_best_one_is_chosen_by() -> None:
     assert line.startswith("stage 2 round 10/30  7 users  loss 1.5000  ")
     assert "valid NDCG@10 0.5000 + 0.1250 as-cold HR@10 0.7500  " in line
     assert selected(ROUND) == 0.625
+
+
+def test_content_that_has_no_say_in_the_choice_is_told() -> None:
+    """On Amazon Office "as-cold" is at chance in full ranking: 0.0018 beside 0.0540 +- 0.0032."""
+    office = {"ndcg@10": 0.0540, "users": 4905.0}
+    cold = {"ndcg@10": 0.0018, "users": 4905.0}
+    valid = {"all": {"full": office}, "as-cold": {"full": cold}}
+    told = without_say(valid)
+    assert told.startswith("as-cold, full: NDCG@10 0.0018 is below the standard error of 'all'")
+    assert "(0.0540 +- 0.0032)" in told
+    # On MovieLens-1M it has one, and in Stage 1 there is no content.
+    movies = {"all": {"full": {"ndcg@10": 0.144, "users": 6040.0}}}
+    assert without_say(movies | {"as-cold": {"full": {"ndcg@10": 0.031, "users": 6040.0}}}) == ""
+    assert without_say(movies) == without_say({}) == ""
 
 
 def test_a_row_a_stage_fits_80_columns() -> None:
