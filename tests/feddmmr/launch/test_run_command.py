@@ -1,6 +1,7 @@
 """`feddmmr run`: what is submitted, what is refused before that, and what an answer means.
 
-Real runs are in test_e2e_simulation.py.
+Real runs are in test_e2e_simulation.py. Over 300 lines on purpose: every case asks the same two
+stand-ins, of `flwr` and of a SuperLink, which are made here.
 """
 
 import json
