@@ -1,4 +1,4 @@
-"""`flower-supernode`, with its options: it looks for messages once a second, not every 3 s."""
+"""`flower-supernode`, with its options: it looks for messages twice a second, not every 3 s."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 
-SECONDS = 1.0  # between two looks of an idle node: one small request to the SuperLink each
+SECONDS = 0.5  # between two looks of an idle node: one small request to the SuperLink each
 
 
 def main() -> None:
