@@ -3,19 +3,22 @@
 import json
 from collections.abc import Callable
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.evaluation.evaluate import evaluate_users
 from client_app.node import Node, open_node
 from client_app.training.clipping import covered
+from client_app.training.objective import participants
+from client_app.training.round_candidates import met_items
 from client_app.training.train import train_round
 from shared_model.errors import FedDMMRError
-from shared_model.model.recommender import load_groups
+from shared_model.model.recommender import Recommender, load_groups
 from shared_model.protocol import messages
 from shared_model.protocol.packing import is_packed, pack, unpack
 from shared_model.protocol.plan import LocalUpdate, RoundPlan
-from shared_model.stages import stage_of
+from shared_model.stages import TABLE, Stage, group_of, stage_of
 
 app = ClientApp()
 
@@ -30,6 +33,12 @@ def prepare(message: Message, context: Context) -> Message:
 def novelty(message: Message, context: Context) -> Message:
     """Count the novelty that a sample of this node's users meets."""
     return _answer(message, context, _novelty)
+
+
+@app.query("items")
+def items(message: Message, context: Context) -> Message:
+    """Tell which items this node's participants of a round have trained on."""
+    return _answer(message, context, _items)
 
 
 @app.train()
@@ -49,21 +58,48 @@ def _novelty(node: Node, content: RecordDict) -> RecordDict:
     return messages.novelty_content(node.novelty(total_users))
 
 
+def _items(node: Node, content: RecordDict) -> RecordDict:
+    plan = messages.read_plan(content)
+    node.check_plan(plan)
+    having = participants(node.dataset, node.rows, plan)
+    met = met_items(node.dataset, having, node.settings.max_length)
+    return messages.arrays_content({messages.MET: torch.from_numpy(met).int()})
+
+
 def _train(node: Node, content: RecordDict) -> RecordDict:
     plan = messages.read_plan(content)
     node.check_plan(plan)
     stage = stage_of(plan.stage)
-    model = node.model(stage)
-    load_groups(model, messages.read_arrays(content), stage.trained)
+    model = _loaded(node, stage, content)
+    if model is None:
+        return messages.ask_for_table(content)
     size = node.settings.users_per_batch
     if not stage.mixes:
-        return _told(node, plan, train_round(model, node.dataset, node.rows, plan, size))
+        met = messages.read_met(content)
+        update = train_round(model, node.dataset, node.rows, plan, size, met=met)
+        return _told(node, plan, update)
     mixing = messages.read_mixing(content)
     if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
         return messages.ask_for_frozen(mixing.frozen_sha256)
     recall = node.recall(model)
     update = train_round(model, node.dataset, node.rows, plan, size, (mixing, recall))
     return _told(node, plan, update)
+
+
+def _loaded(node: Node, stage: Stage, content: RecordDict) -> Recommender | None:
+    """The resident model with a request's arrays; ``None`` if the node lacks what they change."""
+    arrays, version = messages.read_arrays(content), messages.read_table(content)
+    if version is None:
+        model = node.model(stage)
+        load_groups(model, arrays, stage.trained)
+        return model
+    arrays.pop(messages.MET, None)
+    held, rows = node.held_table(), arrays.pop(messages.ROWS, None)
+    if not held.bring(version, rows, arrays.pop(TABLE)):
+        return None
+    model = node.model_around(stage, held.table)
+    load_groups(model, arrays, set(stage.trained) - {group_of(TABLE)})
+    return model
 
 
 def _told(node: Node, plan: RoundPlan, update: LocalUpdate) -> RecordDict:
@@ -79,8 +115,9 @@ def _evaluate(node: Node, content: RecordDict) -> RecordDict:
     request = messages.read_evaluation(content)
     node.check_plan(request)
     stage = stage_of(request.stage)
-    model = node.model(stage)
-    load_groups(model, messages.read_arrays(content), stage.trained)
+    model = _loaded(node, stage, content)
+    if model is None:
+        return messages.ask_for_table(content)
     rows = node.rows[request.scores(node.dataset.user_keys[node.rows])]
     cases = (node.dataset, rows, request.split, request.seed)
     cuts = json.loads(request.cuts) if request.cuts else None

@@ -48,7 +48,7 @@ def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:
         whole = {name: value.contiguous() for name, value in arrays.items()}
         content = save(whole)  # which refuses a tensor that is a view with strides
         write_whole(path, content, rivals=True, durable=False)
-        _remove_oldest(path)
+        keep_newest(path, _MOST)
     except OSError as error:
         raise NodeError(
             "cannot keep the frozen groups",
@@ -58,7 +58,7 @@ def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:
         ) from error
 
 
-def _remove_oldest(written: Path) -> None:
+def keep_newest(written: Path, most: int) -> None:
     """Keep the files that were used last, and always the one just written.
 
     What a killed process left behind goes so, too. Other processes may do the same at once.
@@ -68,7 +68,7 @@ def _remove_oldest(written: Path) -> None:
         with suppress(FileNotFoundError):
             used[path] = path.stat().st_mtime_ns
     used.pop(written, None)
-    for path in sorted(used, key=lambda one: (-used[one], one.name))[_MOST - 1 :]:
+    for path in sorted(used, key=lambda one: (-used[one], one.name))[most - 1 :]:
         path.unlink(missing_ok=True)
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from client_app.data.content import content_dims, open_content
 from client_app.data.dataset import (
@@ -24,6 +25,7 @@ from client_app.frozen import keep_frozen, read_frozen
 from client_app.memory.cache import Recall
 from client_app.memory.novelty import count_novelty, sample_share
 from client_app.memory.on_device import recall_of
+from client_app.tables import HeldTable, held_table
 from client_app.training.clipping import with_noise
 from shared_model.device import torch_device
 from shared_model.errors import ConfigError, NodeError
@@ -74,6 +76,17 @@ class Node:
         """The resident model of a stage: scratch, every message loads its arrays into it."""
         shape = self.settings.shape(self.dataset.num_items, *self._dims())
         return _resident_model(shape, self.settings.seed, torch_device(self.settings.device), stage)
+
+    def model_around(self, stage: Stage, table: Tensor) -> Recommender:
+        """The resident model of a stage around an item table that is kept apart from it."""
+        device = torch_device(self.settings.device)
+        model = _resident_model(self.settings.shape(0), self.settings.seed, device, stage)
+        model.item_embedding.weight = nn.Parameter(table.to(device), requires_grad=False)
+        return model
+
+    def held_table(self) -> HeldTable:
+        """The item table that this node holds, where rounds touch few rows of it."""
+        return held_table(self.settings.home_folder)
 
     def load_frozen(self, model: Recommender, sha256: str, sent: Arrays | None) -> bool:
         """Load a stage's frozen groups, those sent or those kept; ``False`` if there are none."""

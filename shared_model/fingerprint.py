@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,20 @@ def arrays_sha256(arrays: "Mapping[str, Tensor]") -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()
+
+
+def rows_sum(rows: Iterable[int], values: "Tensor") -> int:
+    """Sum, modulo 2**256, of one sha256 a row: of its number and of its values [K, D] float32.
+
+    The sum over all rows of a table is its version: a few rows that change, change it by theirs.
+    Against accidents; who may choose rows could find two tables with one sum.
+    """
+    array = values.detach().cpu().contiguous().numpy()
+    total = 0
+    for row, part in zip(rows, array, strict=True):
+        digest = hashlib.sha256(row.to_bytes(8, "little") + part.tobytes()).digest()
+        total += int.from_bytes(digest, "little")
+    return total % 2**256
 
 
 def file_sha256(path: Path) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from shared_model.errors import ConfigError, ModelError
 
+TABLE = "item_embedding.weight"  # a row for each item, the first one for padding
+
 # How the names of each group's parameters begin.
 GROUPS: dict[str, str] = {
     "item_embedding": "item_embedding.",

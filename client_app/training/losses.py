@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from shared_model.model.matmul import product, rounded
 from shared_model.model.recommender import Arrays
+from shared_model.stages import TABLE
 
-TABLE = "item_embedding.weight"
 _CHUNK = 512  # targets whose logits are alive at once: [512, I] stays in the processor's cache
 _CELLS = 2**26  # and logits that are alive at once on a GPU, for which 512 targets are too little
 
@@ -40,6 +40,7 @@ class _FullSoftmax(torch.autograd.Function):
         weights: Tensor,
         absent: Tensor,
         descents: Sequence[Descent],
+        bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         count, more = len(targets), rounded(len(targets)) - len(targets)  # rows of weight 0
         hidden = functional.pad(hidden, (0, 0, 0, more))
@@ -53,6 +54,8 @@ class _FullSoftmax(torch.autograd.Function):
             chunk, at, weight = hidden[rows], targets[rows], weights[rows, None]
             logits = product(chunk, table).index_fill_(1, absent, -torch.inf)  # [chunk, I]
             high = logits.amax(1, keepdim=True)
+            if bias is not None:
+                logits += bias
             own = logits.gather(1, at[:, None])
             odds = logits.sub_(high).exp_()  # probabilities, but for their sum
             total = odds.sum(1, keepdim=True)
@@ -79,7 +82,7 @@ class _FullSoftmax(torch.autograd.Function):
         hidden_grad, table_grad = ctx.saved_tensors
         scale = grads[0].to(hidden_grad.dtype)
         rest = None if table_grad is None else table_grad * scale
-        return hidden_grad * scale, rest, None, None, None, None
+        return hidden_grad * scale, rest, None, None, None, None, None
 
 
 def full_softmax(
@@ -89,15 +92,17 @@ def full_softmax(
     weights: Tensor,
     absent: Tensor,
     descents: Sequence[Descent] = (),
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Next-item loss over the whole catalogue: its weighted and its plain sum, in nats (float64).
 
     ``hidden`` [R, D], ``table`` [I, D], ``targets`` [R] int64 rows of the table, ``weights`` [R],
     ``absent`` int64: rows of the table that are nothing to choose from, and so no target. Only the
     weighted sum has a gradient. ``descents`` take the table's share of it at once, so that it is
-    not kept, passed on and added up: the sum must then be differentiated as it is.
+    not kept, passed on and added up: the sum must then be differentiated as it is. ``bias`` [I] is
+    added to the logits: the log of how many items a row stands for, 0 for targets.
     """
     sums: tuple[Tensor, Tensor] = _FullSoftmax.apply(
-        hidden, table, targets, weights, absent, descents
+        hidden, table, targets, weights, absent, descents, bias
     )
     return sums

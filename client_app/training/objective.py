@@ -5,6 +5,7 @@ Letters: B users of a batch, T positions, I items, D hidden size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -114,12 +115,17 @@ def aggregation_weights(targets: Tensor, weighting: str) -> Tensor:
 class BackboneObjective:
     """Stage 1: full softmax over the warm items, at every position of the training history."""
 
+    bias: Tensor | None = None  # of a row's logit, where rows stand for others
+
     def __init__(self, model: Recommender, dataset: Dataset, plan: RoundPlan) -> None:
         self.model, self.dataset, self.plan = model, dataset, plan
         self.learned = learned_by(model)
-        # Padding and cold items: never a training target, so never a negative.
-        absent = np.flatnonzero(~dataset.warm)
-        self.absent = torch.from_numpy(absent).to(model.item_embedding.weight.device)
+        self.device = model.item_embedding.weight.device
+
+    @cached_property
+    def absent(self) -> Tensor:
+        """Padding and cold items: never a training target, so never a negative."""
+        return torch.from_numpy(np.flatnonzero(~self.dataset.warm)).to(self.device)
 
     def foresee(self, rows: Rows) -> None:
         """Nothing."""
@@ -130,15 +136,21 @@ class BackboneObjective:
 
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""
-        padded = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
-        inputs, targets = (on_device(part, self.absent.device) for part in padded)
-        counts = (padded[1] != PAD).sum(1)
+        inputs, targets = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
+        counts = (targets != PAD).sum(1)
         return Batch(
             self.dataset.user_keys[rows],
-            aggregation_weights(on_device(counts, self.absent.device), self.plan.weighting),
+            aggregation_weights(on_device(counts, self.device), self.plan.weighting),
             int(counts.sum()),
-            {"inputs": inputs, "targets": targets},
+            self.tensors(inputs, targets),
         )
+
+    def tensors(self, inputs: Ints, targets: Ints) -> Arrays:
+        """What the loss needs of items [B, T]."""
+        return {
+            "inputs": on_device(inputs, self.device),
+            "targets": on_device(targets, self.device),
+        }
 
     def single_user(self, batch: Batch, user: int) -> Batch:
         """Without padding, but for a round length."""
@@ -158,7 +170,13 @@ class BackboneObjective:
         valid = targets != PAD
         per_target = (batch.weights / valid.sum(1))[:, None] * valid
         total, nats = full_softmax(
-            hidden[valid], table, targets[valid], per_target[valid], self.absent, descents
+            hidden[valid],
+            table,
+            targets[valid],
+            per_target[valid],
+            self.absent,
+            descents,
+            self.bias,
         )
         return Losses(total, nats, {})
 
@@ -174,6 +192,8 @@ class BackboneObjective:
         hidden = functional_call(self.model, arrays, (tensors["inputs"], masks))  # [B, T, D]
         logits = hidden @ arrays["item_embedding.weight"].T  # [B, T, I+1]
         logits = logits.index_fill(-1, self.absent, -torch.inf)
+        if self.bias is not None:
+            logits = logits + self.bias
         nats = functional.cross_entropy(
             logits.mT, tensors["targets"], ignore_index=PAD, reduction="none"
         ).sum(1)

@@ -1,19 +1,20 @@
 """Local training: every participating user starts from the same global arrays."""
 
 import copy
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from client_app.data.dataset import Dataset, Rows
+from client_app.data.dataset import Dataset, Ints, Rows
 from client_app.memory.cache import Recall
 from client_app.training.batch_size import BatchSize, batch_size
+from client_app.training.batch_sums import Told, summed
 from client_app.training.clipping import clipped_weights
 from client_app.training.losses import Descent
 from client_app.training.mixture_objective import MixtureObjective
@@ -25,12 +26,22 @@ from client_app.training.objective import (
     participants,
     stack_losses,
 )
+from client_app.training.round_candidates import (
+    SampledObjective,
+    met_items,
+    round_items,
+    some_rows,
+)
 from shared_model.device import on_device, single_threaded
+from shared_model.errors import NodeError
 from shared_model.model.matmul import plain_products
 from shared_model.model.recommender import Arrays, Recommender, freeze, read_groups
 from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
+from shared_model.stages import TABLE
 
 Mixing = tuple[MixturePlan, Recall]
+MakeObjective = Callable[[Recommender], Objective]
+_NOTHING = np.empty(0, np.int64)
 
 
 def train_round(
@@ -40,6 +51,7 @@ def train_round(
     plan: RoundPlan,
     users_per_batch: int,
     mixing: Mixing | None = None,
+    met: Ints = _NOTHING,
 ) -> LocalUpdate:
     """Train the node's participating users (``rows`` [N] of the dataset) and sum their updates.
 
@@ -51,12 +63,61 @@ def train_round(
 
     On a processor with several of torch's threads, each trains batches of its own: small products
     gain little from a second thread, other users gain all of it.
+
+    Where the plan draws candidates, participants of all nodes ``met`` these items [M], rising, and
+    the update has some rows of the item table alone.
     """
+    having = participants(dataset, rows, plan)
+    if plan.candidates:
+        return _train_sampled(model, dataset, having, plan, users_per_batch, met)
+
+    def objective(of: Recommender) -> Objective:
+        if mixing is None:
+            return BackboneObjective(of, dataset, plan)
+        return MixtureObjective(of, dataset, plan, *mixing)
+
+    return _train(model, objective, having, plan, users_per_batch)
+
+
+def _train_sampled(
+    model: Recommender,
+    dataset: Dataset,
+    having: Rows,
+    plan: RoundPlan,
+    users_per_batch: int,
+    met: Ints,
+) -> LocalUpdate:
+    """The same among the round's items; rows of none of them if nobody takes part."""
+    if not np.isin(met_items(dataset, having, model.shape.max_length), met).all():
+        raise NodeError("participants met items that are not the round's")
+    competing = round_items(dataset, plan, met)
+    table = model.item_embedding.weight.detach()
+    rows = torch.from_numpy(competing.items).to(table.device)
+    with some_rows(model, table[rows]):
+        update = _train(
+            model,
+            lambda of: SampledObjective(of, dataset, plan, competing),
+            having,
+            plan,
+            users_per_batch,
+        )
+    told = slice(1, None) if len(having) else slice(0)  # padding is nobody's
+    arrays = update.arrays | {TABLE: update.arrays[TABLE][told]}
+    return replace(update, arrays=arrays, rows=rows[told].int())
+
+
+def _train(
+    model: Recommender,
+    make: MakeObjective,
+    having: Rows,
+    plan: RoundPlan,
+    users_per_batch: int,
+) -> LocalUpdate:
+    """The summed update of the participants ``having``, by their objective."""
     freeze(model, model.stage)
     device = model.item_embedding.weight.device.type
     size = batch_size(users_per_batch, device, plan.stage)
-    objective = _objective(model, dataset, plan, mixing)
-    having = participants(dataset, rows, plan)
+    objective = make(model)
     chosen = size.split(having, objective.seen(having))
     workers = max(1, min(torch.get_num_threads(), len(chosen))) if device == "cpu" else 1
     if workers == 1:
@@ -65,22 +126,13 @@ def train_round(
 
     def share(worker: int) -> LocalUpdate:
         own = copy.deepcopy(model)
-        other = _objective(own, dataset, plan, mixing)
-        return _train_batches(own, other, chosen[worker::workers], plan, size)
+        return _train_batches(own, make(own), chosen[worker::workers], plan, size)
 
     with single_threaded(), ThreadPoolExecutor(workers) as pool:
         first, *others = pool.map(share, range(workers))
     for other in others:
         first += other
     return first
-
-
-def _objective(
-    model: Recommender, dataset: Dataset, plan: RoundPlan, mixing: Mixing | None
-) -> Objective:
-    if mixing is None:
-        return BackboneObjective(model, dataset, plan)
-    return MixtureObjective(model, dataset, plan, *mixing)
 
 
 def _train_batches(
@@ -95,14 +147,14 @@ def _train_batches(
     whole = plan.local_steps == 1 and plan.clip_norm == 0  # a sum of users needs no user's own
     train_batch = _one_step if whole else _in_turn if on_cpu else side_by_side
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
-    told: list[_Told] = []
+    told: list[Told] = []
     waiting = list(reversed(chosen))
     while waiting:
         rows = waiting.pop()
         before = {name: value.clone() for name, value in sums.items()}
         try:
             batch = objective.batch(rows)
-            told.append(_Told.of(batch, train_batch(model, objective, batch, plan, sums)))
+            told.append(Told.of(batch, train_batch(model, objective, batch, plan, sums)))
             continue
         except torch.OutOfMemoryError as error:
             reason = str(error)
@@ -110,44 +162,7 @@ def _train_batches(
             sums[name].copy_(value)
         waiting += reversed(size.halved(rows, reason))
         torch.cuda.empty_cache()
-    return _summed(sums, told)
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What a batch says of itself: sums over its users, still on the device.
-
-    Read when all batches are trained: so nothing waits for a GPU's answer, and a batch is prepared
-    while the one before trains.
-    """
-
-    weight: Tensor
-    nats: Tensor
-    logs: Arrays
-    targets: int
-    participants: int
-
-    @classmethod
-    def of(cls, batch: Batch, losses: Losses) -> "_Told":
-        logs = {name: value.sum() for name, value in losses.logs.items()}
-        sums = batch.weights.sum(), losses.nats.sum(), logs
-        return cls(*sums, batch.targets, len(batch.keys))
-
-
-def _summed(sums: Arrays, told: Sequence[_Told]) -> LocalUpdate:
-    """What batches came to."""
-    logs: dict[str, float] = defaultdict(float)
-    for batch in told:
-        for name, value in batch.logs.items():
-            logs[name] += float(value)
-    return LocalUpdate(
-        sums,
-        sum((float(batch.weight) for batch in told), 0.0),
-        sum((float(batch.nats) for batch in told), 0.0),
-        sum(batch.targets for batch in told),
-        sum(batch.participants for batch in told),
-        dict(logs),
-    )
+    return summed(sums, told)
 
 
 def _dropout_keys(batch: Batch, plan: RoundPlan, step: int) -> Tensor:

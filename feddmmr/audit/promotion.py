@@ -95,6 +95,7 @@ class Promotion:
                 census,
                 ServerOptimizer(settings.server_optimizer),
                 noising=self._noising(settings, census),
+                dense=True,  # malicious nodes see, and answer with, the whole table
             )
             asking = Asking(grid, strategy)
             for round_ in range(self._done + 1, self._done + self.rounds + 1):

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from server_app.aggregation.chernoff import participation_nats
 from server_app.aggregation.robust import combined, update_norm
+from server_app.aggregation.rows import aligned, check_rows
 from shared_model.errors import NodeError
 from shared_model.model.recommender import Arrays, check_arrays
 from shared_model.protocol.config import Settings
 from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.plan import MIXTURE_LOGS, LocalUpdate
+from shared_model.stages import TABLE
 
 _ROUNDING = 1e-3  # of float32 sums over a node's users
 IMPOSSIBLE = 40.0  # nats: an honest node has such a round once in 10^17
@@ -29,15 +31,26 @@ class RoundUpdate:
     targets: int
     participants: int
     logs: dict[str, float]  # sums over participants
+    rows: Tensor | None = None  # of the item table, rising: those that ``delta`` has; None = all
 
 
-def check_update(update: LocalUpdate, arrays: Arrays, node: NodeReport, settings: Settings) -> None:
+def check_update(
+    update: LocalUpdate,
+    arrays: Arrays,
+    node: NodeReport,
+    settings: Settings,
+    in_rows: bool = False,
+) -> None:
     """``NodeError`` or ``ModelError`` unless an honest node could have sent this.
 
     Names, shapes and dtypes are those of ``arrays``, numbers are finite, and the counts fit one
     another, what the node reported of itself and the round's sampling. Norms are compared between
     nodes, so they come later (``robust.times_usual``), but for the one that clipping promises.
+    ``in_rows``: it has to say of which rows of the item table it speaks.
     """
+    check_rows(update.rows, len(arrays[TABLE]) if in_rows else 0)
+    if update.rows is not None:
+        arrays = arrays | {TABLE: arrays[TABLE][: len(update.rows)]}
     check_arrays(arrays, update.arrays)
     _check_counts(update, node, settings, mixes="mixture.gate" in arrays)
     if not math.isfinite(update.loss):
@@ -106,10 +119,12 @@ def reduce_updates(
         for name, value in update.logs.items():
             logs[name] += value
     targets = sum(update.targets for update in updates)
+    updates, arrays, rows = aligned(updates, arrays)
     return RoundUpdate(
         combined(updates, arrays, aggregation, trim_share),
         sum(update.loss for update in updates) / max(1, targets),
         targets,
         sum(update.participants for update in updates),
         dict(logs),
+        rows,
     )

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from shared_model.model.recommender import Arrays
+from shared_model.stages import TABLE
 
 _MOMENTUM = 0.9
 _BETA1, _BETA2, _EPS = 0.9, 0.99, 1e-5
 _DECAY = 0.3
+_SLOTS = {"sgd": (), "momentum": ("velocity",), "adam": ("first", "second")}
+_TOUCHED = "touched"  # rounds that a row was in: its own number of steps
 
 
 class ServerOptimizer:
@@ -27,27 +30,51 @@ class ServerOptimizer:
         self.steps = 0
         self.state: Arrays = {}
 
-    def step(self, arrays: Arrays, delta: Arrays, learning_rate: float) -> Arrays:
-        """New arrays from old ones and the mean delta, which points downhill. Same names."""
+    def step(
+        self, arrays: Arrays, delta: Arrays, learning_rate: float, rows: Tensor | None = None
+    ) -> Arrays:
+        """New arrays from old ones and the mean delta, which points downhill. Same names.
+
+        ``rows`` [U]: the delta has these of the item table alone, and no other one moves, nor does
+        its state (lazy Adam): each is corrected by the number of its own steps.
+        """
         self.steps += 1
-        move = {"sgd": self._sgd, "momentum": self._momentum, "adam": self._adam}[self.kind]
-        return {n: arrays[n] + learning_rate * move(n, delta[n]) for n in arrays}
+        new = {}
+        for name, array in arrays.items():
+            slots = {slot: self._slot(slot, name, array) for slot in _SLOTS[self.kind]}
+            if name == TABLE and rows is not None:
+                new[name] = self._some(array, delta[name], learning_rate, rows, slots)
+            else:
+                new[name] = array + learning_rate * self._move(slots, delta[name], self.steps)
+        return new
+
+    def _some(
+        self, table: Tensor, delta: Tensor, rate: float, rows: Tensor, slots: Arrays
+    ) -> Tensor:
+        """A table whose ``rows`` alone have moved."""
+        touched = self._slot(_TOUCHED, TABLE, table[:, 0])
+        touched[rows] += 1
+        own = {slot: state[rows] for slot, state in slots.items()}
+        move = self._move(own, delta, touched[rows][:, None])
+        for slot, state in slots.items():
+            state[rows] = own[slot]
+        new = table.clone()
+        new[rows] += rate * move
+        return new
 
     def _slot(self, slot: str, name: str, like: Tensor) -> Tensor:
         return self.state.setdefault(f"{slot}/{name}", torch.zeros_like(like))
 
-    def _sgd(self, _: str, delta: Tensor) -> Tensor:
-        return delta
-
-    def _momentum(self, name: str, delta: Tensor) -> Tensor:
-        return self._slot("velocity", name, delta).mul_(_MOMENTUM).add_(delta)
-
-    def _adam(self, name: str, delta: Tensor) -> Tensor:
-        first = self._slot("first", name, delta).lerp_(delta, 1 - _BETA1)
-        second = self._slot("second", name, delta)
-        second.mul_(_BETA2).addcmul_(delta, delta, value=1 - _BETA2)
-        unbiased = first / (1 - _BETA1**self.steps)
-        return unbiased / ((second / (1 - _BETA2**self.steps)).sqrt() + _EPS)
+    def _move(self, slots: Arrays, delta: Tensor, steps: int | Tensor) -> Tensor:
+        """Where to, by the array's ``slots``, which are moved in place."""
+        if self.kind == "sgd":
+            return delta
+        if self.kind == "momentum":
+            return slots["velocity"].mul_(_MOMENTUM).add_(delta)
+        first = slots["first"].lerp_(delta, 1 - _BETA1)
+        second = slots["second"].mul_(_BETA2).addcmul_(delta, delta, value=1 - _BETA2)
+        unbiased = first / (1 - _BETA1**steps)
+        return unbiased / ((second / (1 - _BETA2**steps)).sqrt() + _EPS)
 
 
 def scheduled_rate(schedule: str, rate: float, round_: int, num_rounds: int) -> float:

@@ -37,6 +37,11 @@ class Census:
         return self._any.items
 
     @property
+    def warm_items(self) -> int:
+        """Items that can be trained on."""
+        return self._any.items - self._any.cold_items
+
+    @property
     def catalogue_sha256(self) -> str:
         """Hash of the catalogue, the same on every node."""
         return self._any.catalogue_sha256

@@ -32,7 +32,7 @@ class Asking:
         """One round from these arrays. ``RoundError`` if too few nodes answered, twice."""
         self.presence.look()
         self.presence.silent.clear()
-        record = messages.to_record(arrays)
+        record = self._strategy.outgoing(arrays)
         answers = self._twice(
             f"round {round_}",
             lambda: self._try_train(round_, arrays, record),
@@ -49,7 +49,7 @@ class Asking:
         self.presence.look()
         if split == "test":
             self.presence.silent.clear()
-        record = messages.to_record(arrays)
+        record = self._strategy.outgoing(arrays)
         answers = self._twice(
             "evaluation",
             lambda: self._try_evaluate(round_, record, split),
@@ -105,9 +105,16 @@ class Asking:
         return ", ".join(sorted(dropped - self.presence.away()))
 
     def _try_train(self, round_: int, arrays: Arrays, record: ArrayRecord) -> Answers[LocalUpdate]:
-        requests = self._strategy.configure_train(round_, record, ConfigRecord(), self._grid)
+        config, before = ConfigRecord(), Exchange()
+        if self._strategy.drawn:
+            replies, sent = self._replies(self._strategy.items_requests(round_))
+            items = self._strategy.items(replies)  # who is left out here refuses to train
+            config["met"] = self._strategy.met(items)
+            before = sent + Exchange(bytes_up=items.exchange.bytes_up)
+        requests = self._strategy.configure_train(round_, record, config, self._grid)
         replies, sent = self._replies(requests)
-        return self._strategy.updates(arrays, replies).after(sent)
+        self._strategy.heard(replies)
+        return self._strategy.updates(arrays, replies).after(before + sent)
 
     def _try_evaluate(
         self, round_: int, record: ArrayRecord, split: Split
@@ -115,6 +122,7 @@ class Asking:
         config = ConfigRecord({"split": split})
         requests = self._strategy.configure_evaluate(round_, record, config, self._grid)
         replies, sent = self._replies(requests)
+        self._strategy.heard(replies)
         return self._strategy.metrics(replies).after(sent)
 
     def _replies(self, requests: Sequence[Message]) -> tuple[list[Message], Exchange]:

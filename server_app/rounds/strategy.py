@@ -5,12 +5,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal, cast
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from server_app.aggregation.aggregate import RoundUpdate, check_update, reduce_updates
 from server_app.aggregation.optimizers import ServerOptimizer, scheduled_rate
+from server_app.aggregation.rows import check_rows
 from server_app.nodes.census import Census
 from server_app.privacy.mechanism import Noising
 from server_app.record.schema import Release
@@ -24,6 +27,7 @@ from server_app.rounds.replies import (
     usable_replies,
 )
 from server_app.rounds.result import EvaluationResult, RoundResult
+from server_app.rounds.sent_tables import SentTables
 from shared_model.fingerprint import app_sha256
 from shared_model.model.recommender import Arrays
 from shared_model.protocol import messages
@@ -31,7 +35,7 @@ from shared_model.protocol.config import Settings
 from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.metrics import merge
 from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
-from shared_model.stages import Stage
+from shared_model.stages import TABLE, Stage
 
 Split = Literal["valid", "test"]
 
@@ -56,7 +60,9 @@ class StageStrategy(Strategy):
         *,
         noising: Noising | None = None,
         num_rounds: int | None = None,
+        dense: bool = False,
     ) -> None:
+        """``dense``: all items compete and the item table travels whole, however large it is."""
         self.stage = stage
         self.settings = settings
         self.census = census
@@ -67,18 +73,42 @@ class StageStrategy(Strategy):
         asked = settings.num_rounds or stage.default_rounds
         self.num_rounds = asked if num_rounds is None else num_rounds
         self._start = ArrayRecord()  # of the round that was configured last
+        drawn = settings.drawn_candidates(stage.number, census.warm_items)
+        self.drawn = 0 if dense else drawn  # candidates of a round; 0 = all items compete
+        self.tables = SentTables() if self.drawn else None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Sequence[Message]:
         """One plan for every node: who takes part is decided there, user by user."""
         self._start = arrays
-        plan = self.settings.round_plan(
-            self.stage.number, server_round, app_sha256(), self.census.catalogue_sha256
-        )
-        if self.noising:
-            plan = replace(plan, **self.noising.plan(server_round))
-        return self._to_all(plan, arrays, messages.TRAIN)
+        plan = self._plan(server_round)
+        if not self.drawn:
+            return self._to_all(plan, arrays, messages.TRAIN)
+        if "met" not in config:  # in Flower's own loop
+            replies = grid.send_and_receive(self.items_requests(server_round))
+            config["met"] = self.met(self.items(replies))
+        met = torch.tensor(config["met"], dtype=torch.int32)
+        return self._to_all(plan, arrays, messages.TRAIN, {messages.MET: met})
+
+    def items_requests(self, round_: int) -> list[Message]:
+        """Which items do your participants train on? Asked before a round that draws candidates."""
+        content = messages.request_content(self._plan(round_), None, ArrayRecord())
+        return [Message(content, node, messages.ITEMS) for node in self.census.nodes]
+
+    def items(self, replies: Iterable[Message]) -> Answers[Tensor]:
+        """The items that can be used, of each node."""
+
+        def read(content: RecordDict, node: NodeReport) -> Tensor:
+            met = readable(messages.read_arrays, content).get(messages.MET)
+            check_rows(met, node.items + 1)
+            return cast(Tensor, met)
+
+        return usable_replies(self.census, replies).read(read)
+
+    def met(self, answers: Answers[Tensor]) -> list[int]:
+        """What all nodes' participants met, rising."""
+        return sorted({item for _, items in answers.usable for item in items.tolist()})
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -130,27 +160,43 @@ class StageStrategy(Strategy):
         """Nothing: the report prints what a run did."""
 
     def lacking(self, requests: Sequence[Message], replies: Iterable[Message]) -> list[Message]:
-        """The requests again, with the frozen groups, for the nodes that asked for them."""
+        """The requests again, with frozen groups or the whole table, for nodes that asked."""
         asking = {reply.metadata.src_node_id for reply in replies if _asks(reply)}
         if not asking:
             return []
-        frozen = messages.to_record(self.frozen)
-        return [
-            Message(
-                messages.with_frozen(request.content, frozen),
-                request.metadata.dst_node_id,
-                request.metadata.message_type,
+        if self.tables is None:
+            frozen = messages.to_record(self.frozen)
+        again = []
+        for request in requests:
+            if request.metadata.dst_node_id not in asking:
+                continue
+            if self.tables is None:
+                content = messages.with_frozen(request.content, frozen)
+            else:
+                content = messages.with_table(request.content, *self.tables.whole())
+            again.append(
+                Message(content, request.metadata.dst_node_id, request.metadata.message_type)
             )
-            for request in requests
-            if request.metadata.dst_node_id in asking
-        ]
+        return again
+
+    def outgoing(self, arrays: Arrays) -> ArrayRecord:
+        """What all nodes are sent of a round's arrays; what of the table differs by node."""
+        if self.tables is None:
+            return messages.to_record(arrays)
+        self.tables.see(arrays[TABLE])
+        return messages.to_record({n: a for n, a in arrays.items() if n != TABLE})
+
+    def heard(self, replies: Iterable[Message]) -> None:
+        """Who answered holds the table that it was sent."""
+        if self.tables is not None:
+            self.tables.heard(replies)
 
     def updates(self, arrays: Arrays, replies: Iterable[Message]) -> Answers[LocalUpdate]:
         """The updates to ``arrays`` that can be used; without noise, none beyond the norm limit."""
 
         def read(content: RecordDict, node: NodeReport) -> LocalUpdate:
             update = readable(messages.read_update, content)
-            check_update(update, arrays, node, self.settings)
+            check_update(update, arrays, node, self.settings, self.tables is not None)
             if self.noising is not None:
                 self.noising.check(update, node)
             return update
@@ -180,7 +226,7 @@ class StageStrategy(Strategy):
             round_,
             self.num_rounds,
         )
-        new = self.optimizer.step(arrays, mean.delta, rate)
+        new = self.optimizer.step(arrays, mean.delta, rate, mean.rows)
         return replace(
             result,
             arrays=new,
@@ -209,11 +255,27 @@ class StageStrategy(Strategy):
         wanted, users = self.settings.evaluate_users, self.census.dataset()["users"]
         return min(1.0, wanted / users) if wanted else 1.0
 
+    def _plan(self, round_: int) -> RoundPlan:
+        """What every node is told of a round."""
+        plan = self.settings.round_plan(
+            self.stage.number, round_, app_sha256(), self.census.catalogue_sha256
+        )
+        further = self.noising.plan(round_) if self.noising else {}
+        return replace(plan, candidates=self.drawn, **further)
+
     def _to_all(
-        self, plan: RoundPlan | EvaluationPlan, arrays: ArrayRecord, message_type: str
+        self,
+        plan: RoundPlan | EvaluationPlan,
+        arrays: ArrayRecord,
+        message_type: str,
+        more: Arrays | None = None,
     ) -> list[Message]:
+        if self.tables is not None and TABLE in arrays:  # by Flower's own loop, as a whole
+            arrays = self.outgoing(messages.from_record(arrays))
         content = messages.request_content(plan, self.mixing, arrays)
-        return [Message(content, node, message_type) for node in self.census.nodes]
+        if self.tables is None:
+            return [Message(content, node, message_type) for node in self.census.nodes]
+        return self.tables.requests(content, self.census.nodes, message_type, more or {})
 
     def _mean(
         self, round_: int, arrays: Arrays, answers: Answers[LocalUpdate]

@@ -19,6 +19,7 @@ from torch import Tensor
 from shared_model.errors import ConfigError
 from shared_model.files import write_whole
 from shared_model.model.sasrec import PAD
+from shared_model.stages import TABLE
 
 _BYTES = 32
 
@@ -74,7 +75,7 @@ def derive(secret: bytes, *names: int | str) -> bytes:
 def array_noise(key: bytes, name: str, shape: torch.Size, std: float) -> Tensor:
     """The noise of a named array: float64 [shape]. Padding's row is nobody's and stays."""
     noise = gaussian(derive(key, name), shape, std)
-    if name == "item_embedding.weight":
+    if name == TABLE:
         noise[PAD] = 0.0
     return noise
 

@@ -1,20 +1,17 @@
 """The wire: round plans, updates and metric sums as Flower records. No other file here knows flwr.
 
 Actions (Flower message types): ``query.prepare`` asks a node what it hosts, ``query.novelty`` what
-its users' memories meet, ``train`` runs a round plan, ``evaluate`` scores arrays on a split. A
-reply holds its result, an ``error`` line, or ``needs``: the frozen groups the node does not hold.
+its users' memories meet, ``query.items`` which items a round's participants met, ``train`` runs a
+round plan, ``evaluate`` scores arrays on a split. A reply holds its result, an ``error`` line, or
+``needs``: the frozen groups, or the version of the item table, that the node does not hold.
 """
 
 import operator
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from functools import lru_cache
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from shared_model.errors import NodeError, WorkerError
@@ -23,17 +20,26 @@ from shared_model.model.recommender import Arrays
 from shared_model.protocol.metrics import MetricSums, faulty_sums
 from shared_model.protocol.node_report import MOST, check_report
 from shared_model.protocol.node_report import NodeReport as NodeReport
+from shared_model.protocol.npy import tensor
 from shared_model.protocol.packing import unpack
-from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
+from shared_model.protocol.plan import (
+    EvaluationPlan,
+    LocalUpdate,
+    MixturePlan,
+    RoundPlan,
+    TableVersion,
+)
+from shared_model.stages import TABLE
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _Kind = TypeVar("_Kind", bound="DataclassInstance")
 
-_HEADER = struct.Struct("<8sH")  # of .npy 1.0: magic and version, and the length of what follows
-
-PREPARE, NOVELTY, TRAIN, EVALUATE = "query.prepare", "query.novelty", "train", "evaluate"
+ROWS = TABLE + "/rows"  # int32, rising: of a table that is not there as a whole
+MET = "met"  # int32, rising: items that a round's participants trained on
+PREPARE, NOVELTY, ITEMS = "query.prepare", "query.novelty", "query.items"
+TRAIN, EVALUATE = "train", "evaluate"
 
 
 def request_content(
@@ -67,13 +73,36 @@ def read_frozen(content: RecordDict) -> Arrays | None:
     return None if record is None else from_record(record)
 
 
+def with_table(content: RecordDict, version: TableVersion, part: Arrays) -> RecordDict:
+    """The same request with ``part`` in place of its item table: this one, or its rows."""
+    others = {n: a for n, a in content.array_records["arrays"].items() if n not in (TABLE, ROWS)}
+    arrays = ArrayRecord(others | dict(to_record(part)))
+    return RecordDict({**content, "arrays": arrays, "table": ConfigRecord(asdict(version))})
+
+
+def read_table(content: RecordDict) -> TableVersion | None:
+    """Which table a request brings, whole or in rows; ``None`` for one that is as all arrays."""
+    return _as(TableVersion, content, "table") if "table" in content.config_records else None
+
+
+def read_met(content: RecordDict) -> Ints:
+    """The items of a request or a reply, which the participants of its round met: int64 [M]."""
+    record = content.array_records["arrays"]
+    return record[MET].numpy().astype(np.int64) if MET in record else np.empty(0, np.int64)
+
+
+def ask_for_table(content: RecordDict) -> RecordDict:
+    """A node's answer when it lacks the item table that the rows of a request change."""
+    return RecordDict({"needs": content.config_records["table"]})
+
+
 def ask_for_frozen(sha256: str) -> RecordDict:
     """A node's answer when it does not hold the frozen groups of a request."""
     return RecordDict({"needs": ConfigRecord({"frozen_sha256": sha256})})
 
 
 def needs_frozen(content: RecordDict) -> bool:
-    """Whether a reply asks for the frozen groups."""
+    """Whether a reply asks for the frozen groups, or for the whole item table."""
     return "needs" in content.config_records
 
 
@@ -84,28 +113,12 @@ def to_record(arrays: Arrays) -> ArrayRecord:
 
 def from_record(record: ArrayRecord) -> Arrays:
     """Flower arrays as named tensors; ``NodeError`` for bytes that are no array."""
-    return {name: _tensor(name, array.data) for name, array in record.items()}
+    return {name: tensor(name, array.data) for name, array in record.items()}
 
 
-@lru_cache(maxsize=256)  # the same few in every round, and numpy takes a compiler to read one
-def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, order, dtype and length of an ``.npy`` header."""
-    stream = BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("not .npy 1.0")
-    return *np.lib.format.read_array_header_1_0(stream), stream.tell()
-
-
-def _tensor(name: str, data: bytes) -> torch.Tensor:
-    """The array of ``.npy`` bytes. Its size has to fit them: no header makes anyone allocate."""
-    try:
-        _, length = _HEADER.unpack_from(data)
-        shape, by_column, dtype, start = _header(data[: _HEADER.size + length])
-        flat = np.frombuffer(data, dtype, offset=start).copy()
-        return torch.from_numpy(flat.reshape(shape, order="F" if by_column else "C"))
-    except Exception as error:  # a peer's bytes fail in a dozen ways, all of which are one
-        got = f"{type(error).__name__}: {error}"[:200]
-        raise NodeError("unreadable array", where=ascii(name), got=got) from error
+def arrays_content(arrays: Arrays) -> RecordDict:
+    """Named tensors as a reply."""
+    return RecordDict({"arrays": to_record(arrays)})
 
 
 def read_arrays(content: RecordDict) -> Arrays:
@@ -125,22 +138,25 @@ def update_content(update: LocalUpdate) -> RecordDict:
             "participants": update.participants,
         }
     )
+    arrays = update.arrays if update.rows is None else update.arrays | {ROWS: update.rows}
     return RecordDict(
-        {"arrays": to_record(update.arrays), "sums": sums, "logs": MetricRecord(dict(update.logs))}
+        {"arrays": to_record(arrays), "sums": sums, "logs": MetricRecord(dict(update.logs))}
     )
 
 
 def read_update(content: RecordDict) -> LocalUpdate:
     """The summed update of a reply; ``NodeError`` if a part is absent or of another type."""
-    sums = _metrics(content, "sums")
+    sums, arrays = _metrics(content, "sums"), read_arrays(content)
+    rows = arrays.pop(ROWS, None)
     try:
         return LocalUpdate(
-            arrays=read_arrays(content),
+            arrays=arrays,
             weight=float(sums["weight"]),
             loss=float(sums["loss"]),
             targets=operator.index(sums["targets"]),
             participants=operator.index(sums["participants"]),
             logs={name: float(value) for name, value in _metrics(content, "logs").items()},
+            rows=rows,
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise NodeError("unreadable update", where="reply to train", got=repr(error)) from error
@@ -207,6 +223,11 @@ def read_novelty(content: RecordDict) -> Ints:
             "unreadable histogram", where="query.novelty", expected=f"{NOVELTY_BINS} counts"
         )
     return np.array(counts, dtype=np.int64)
+
+
+def refuses(content: RecordDict) -> bool:
+    """Whether a reply holds no result: an error, or that something is needed."""
+    return bool(content.config_records.keys() & {"error", "needs"})
 
 
 def error_content(line: str) -> RecordDict:

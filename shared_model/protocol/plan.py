@@ -29,6 +29,7 @@ class RoundPlan:
     draw: str = ""  # with differential privacy: by which participation is drawn, not public
     noise_std: float = 0.0  # of what all nodes add to their sums together; 0 = they add nothing
     total_users: int = 0  # of all nodes
+    candidates: int = 0  # of Stage 1's loss, drawn of the items nobody in the round met; 0 = all
 
     @property
     def private(self) -> bool:
@@ -44,6 +45,14 @@ class RoundPlan:
         """Names of the users' dropout masks in a local step. [N] uint64 -> [N] int64."""
         seed = stable_hash(self.seed, "dropout", self.stage, self.round, step)
         return mix(seed, keys).view(np.int64)
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """Which item table a request is about, and from which one its rows lead there."""
+
+    sha256: str  # content hash (fingerprint.rows_sum)
+    base: str  # the version that the rows change; "" = the request has the whole table
 
 
 @dataclass(frozen=True)
@@ -102,9 +111,10 @@ class LocalUpdate:
     targets: int
     participants: int
     logs: dict[str, float] = field(default_factory=dict)  # sums over participants, for the record
+    rows: "Tensor | None" = None  # of the item table, rising: those that its array has; None = all
 
     def __add__(self, other: "LocalUpdate") -> "LocalUpdate":
-        """The sums of both, of other users each."""
+        """The sums of both, of other users each; both have the same rows."""
         logs = {n: self.logs.get(n, 0.0) + other.logs.get(n, 0.0) for n in self.logs | other.logs}
         return LocalUpdate(
             {name: value + other.arrays[name] for name, value in self.arrays.items()},
@@ -113,4 +123,5 @@ class LocalUpdate:
             self.targets + other.targets,
             self.participants + other.participants,
             logs,
+            self.rows,
         )

@@ -36,6 +36,7 @@ SERVER_SCHEDULES = ("constant", "decay")
 WEIGHTINGS = ("targets", "uniform")
 AGGREGATIONS = ("clipped", "mean", "median", "trimmed")
 NOISE_ON = ("server", "nodes")
+_WHOLE, _DRAWN = 30_000, 2_048  # warm items: of up to so many all compete, of more a sample
 MODALITY_CHOICES = ("both", *MODALITIES)
 
 
@@ -81,6 +82,7 @@ class Settings:
     dropout: Annotated[float, Setting(DROPOUT, "stage")]
     modalities: Annotated[str, Setting(one_of(*MODALITY_CHOICES), "mixture")]
     initial_gate: Annotated[float, Setting(FINITE, "stage")]
+    candidates: Annotated[int, Setting(at_least(0), "stage")]
     targets_per_user: Annotated[int, Setting(at_least(1), "stage")]
     negatives: Annotated[int, Setting(at_least(1), "stage")]
     id_dropout: Annotated[float, Setting(number_in(0, 1), "stage")]
@@ -146,6 +148,16 @@ class Settings:
             surprise_weight=self.surprise_weight,
             balance_weight=self.balance_weight,
         )
+
+    def drawn_candidates(self, stage: int, warm: int) -> int:
+        """How many items of ``warm`` are drawn for the loss of a round of Stage 1; 0 = all compete.
+
+        None with noise, which is on every row of the table, and covers nothing that is said aside.
+        """
+        if stage != 1 or self.private:
+            return 0
+        count = self.candidates or (0 if warm <= _WHOLE else _DRAWN)
+        return count if 2 * count < warm else 0
 
     @property
     def private(self) -> bool:
