@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -17,7 +18,8 @@ from shared_model.errors import FedDMMRError
 from shared_model.model.recommender import Recommender, load_groups
 from shared_model.protocol import messages
 from shared_model.protocol.packing import is_packed, pack, unpack
-from shared_model.protocol.plan import LocalUpdate, RoundPlan
+from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
+from shared_model.protocol.wire import down, up
 from shared_model.stages import TABLE, Stage, group_of, stage_of
 
 app = ClientApp()
@@ -79,7 +81,7 @@ def _train(node: Node, content: RecordDict) -> RecordDict:
         update = train_round(model, node.dataset, node.rows, plan, size, met=met)
         return _told(node, plan, update)
     mixing = messages.read_mixing(content)
-    if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
+    if not _frozen(node, model, mixing, content):
         return messages.ask_for_frozen(mixing.frozen_sha256)
     recall = node.recall(model)
     update = train_round(model, node.dataset, node.rows, plan, size, (mixing, recall))
@@ -88,7 +90,8 @@ def _train(node: Node, content: RecordDict) -> RecordDict:
 
 def _loaded(node: Node, stage: Stage, content: RecordDict) -> Recommender | None:
     """The resident model with a request's arrays; ``None`` if the node lacks what they change."""
-    arrays, version = messages.read_arrays(content), messages.read_table(content)
+    arrays = down(node.settings).decode(messages.read_arrays(content))
+    version = messages.read_table(content)
     if version is None:
         model = node.model(stage)
         load_groups(model, arrays, stage.trained)
@@ -102,13 +105,22 @@ def _loaded(node: Node, stage: Stage, content: RecordDict) -> Recommender | None
     return model
 
 
+def _frozen(node: Node, model: Recommender, mixing: MixturePlan, content: RecordDict) -> bool:
+    """Load the frozen groups, of the request or kept; ``False`` if there are none."""
+    sent = messages.read_frozen(content)
+    given = None if sent is None else down(node.settings).decode(sent)
+    return node.load_frozen(model, mixing.frozen_sha256, given)
+
+
 def _told(node: Node, plan: RoundPlan, update: LocalUpdate) -> RecordDict:
     """A round's answer; under differential privacy only what is covered by it."""
     if plan.private:
         update = covered(update)
     if plan.noise_std:
         update = node.noised(update, plan)
-    return messages.update_content(update)
+    wire, rows = up(node.settings, plan.stage, plan.round, node.placement.name), update.rows
+    named = update.arrays if rows is None else update.arrays | {messages.ROWS: rows}
+    return messages.update_content(replace(update, arrays=wire.encode(named), rows=None))
 
 
 def _evaluate(node: Node, content: RecordDict) -> RecordDict:
@@ -124,7 +136,7 @@ def _evaluate(node: Node, content: RecordDict) -> RecordDict:
     if not stage.mixes:
         return messages.metrics_content(evaluate_users(model, *cases, cuts=cuts))
     mixing = messages.read_mixing(content)
-    if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
+    if not _frozen(node, model, mixing, content):
         return messages.ask_for_frozen(mixing.frozen_sha256)
     recall = node.recall(model)
     sums = evaluate_users(model, *cases, (recall.settings(mixing), recall), cuts)

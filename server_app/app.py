@@ -32,6 +32,7 @@ from shared_model.errors import DataError, FedDMMRError, ManifestError
 from shared_model.fingerprint import app_sha256, arrays_sha256
 from shared_model.model.recommender import Arrays, Recommender, build, load_groups, read_groups
 from shared_model.protocol.config import Settings, parse_settings
+from shared_model.protocol.wire import down
 from shared_model.stages import Stage
 
 app = ServerApp()
@@ -171,7 +172,7 @@ def _strategy(
     stage, mixing = model.stage, None
     frozen: Arrays = {}
     if novelty is not None:
-        frozen = read_groups(model, stage.frozen)
+        frozen = down(settings).seen(read_groups(model, stage.frozen))
         mixing = settings.mixing(arrays_sha256(frozen), novelty)
     return StageStrategy(
         stage,

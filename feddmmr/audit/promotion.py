@@ -115,6 +115,7 @@ class Promotion:
             "num-rounds": self._done + self.rounds,
             "server-schedule": "constant",
             "dp-noise-on": "server",
+            "wire-dtype": "float32",
         }
 
     def _noising(self, settings: Settings, census: Census) -> Noising | None:

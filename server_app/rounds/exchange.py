@@ -32,7 +32,7 @@ class Asking:
         """One round from these arrays. ``RoundError`` if too few nodes answered, twice."""
         self.presence.look()
         self.presence.silent.clear()
-        record = self._strategy.outgoing(arrays)
+        record = self._strategy.sending.record(arrays)
         answers = self._twice(
             f"round {round_}",
             lambda: self._try_train(round_, arrays, record),
@@ -49,7 +49,7 @@ class Asking:
         self.presence.look()
         if split == "test":
             self.presence.silent.clear()
-        record = self._strategy.outgoing(arrays)
+        record = self._strategy.sending.record(arrays)
         answers = self._twice(
             "evaluation",
             lambda: self._try_evaluate(round_, record, split),
@@ -113,7 +113,7 @@ class Asking:
             before = sent + Exchange(bytes_up=items.exchange.bytes_up)
         requests = self._strategy.configure_train(round_, record, config, self._grid)
         replies, sent = self._replies(requests)
-        self._strategy.heard(replies)
+        self._strategy.sending.heard(replies)
         return self._strategy.updates(arrays, replies).after(before + sent)
 
     def _try_evaluate(
@@ -122,7 +122,7 @@ class Asking:
         config = ConfigRecord({"split": split})
         requests = self._strategy.configure_evaluate(round_, record, config, self._grid)
         replies, sent = self._replies(requests)
-        self._strategy.heard(replies)
+        self._strategy.sending.heard(replies)
         return self._strategy.metrics(replies).after(sent)
 
     def _replies(self, requests: Sequence[Message]) -> tuple[list[Message], Exchange]:

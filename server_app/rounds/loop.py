@@ -154,7 +154,7 @@ class StageRun:
         file, sha256 = save_checkpoint(
             self.manifest.folder,
             f"stage{self.stage}-round{round_:04d}",
-            self.strategy.frozen | arrays,
+            self.strategy.frozen | self.strategy.sending.seen(arrays),
         )
         self.record |= {"checkpoint": file, "sha256": sha256, "best_round": round_, "valid": valid}
 

@@ -27,7 +27,7 @@ from server_app.rounds.replies import (
     usable_replies,
 )
 from server_app.rounds.result import EvaluationResult, RoundResult
-from server_app.rounds.sent_tables import SentTables
+from server_app.rounds.sending import Sending
 from shared_model.fingerprint import app_sha256
 from shared_model.model.recommender import Arrays
 from shared_model.protocol import messages
@@ -35,6 +35,7 @@ from shared_model.protocol.config import Settings
 from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.metrics import merge
 from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, MixturePlan, RoundPlan
+from shared_model.protocol.wire import down, up
 from shared_model.stages import TABLE, Stage
 
 Split = Literal["valid", "test"]
@@ -75,7 +76,7 @@ class StageStrategy(Strategy):
         self._start = ArrayRecord()  # of the round that was configured last
         drawn = settings.drawn_candidates(stage.number, census.warm_items)
         self.drawn = 0 if dense else drawn  # candidates of a round; 0 = all items compete
-        self.tables = SentTables() if self.drawn else None
+        self.sending = Sending(down(settings), in_rows=self.drawn > 0)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -164,39 +165,17 @@ class StageStrategy(Strategy):
         asking = {reply.metadata.src_node_id for reply in replies if _asks(reply)}
         if not asking:
             return []
-        if self.tables is None:
-            frozen = messages.to_record(self.frozen)
-        again = []
-        for request in requests:
-            if request.metadata.dst_node_id not in asking:
-                continue
-            if self.tables is None:
-                content = messages.with_frozen(request.content, frozen)
-            else:
-                content = messages.with_table(request.content, *self.tables.whole())
-            again.append(
-                Message(content, request.metadata.dst_node_id, request.metadata.message_type)
-            )
-        return again
-
-    def outgoing(self, arrays: Arrays) -> ArrayRecord:
-        """What all nodes are sent of a round's arrays; what of the table differs by node."""
-        if self.tables is None:
-            return messages.to_record(arrays)
-        self.tables.see(arrays[TABLE])
-        return messages.to_record({n: a for n, a in arrays.items() if n != TABLE})
-
-    def heard(self, replies: Iterable[Message]) -> None:
-        """Who answered holds the table that it was sent."""
-        if self.tables is not None:
-            self.tables.heard(replies)
+        lack = [request for request in requests if request.metadata.dst_node_id in asking]
+        return self.sending.again(lack, self.frozen)
 
     def updates(self, arrays: Arrays, replies: Iterable[Message]) -> Answers[LocalUpdate]:
         """The updates to ``arrays`` that can be used; without noise, none beyond the norm limit."""
+        wire = up(self.settings, self.stage.number, 0, "")  # the rounding is the nodes'
 
         def read(content: RecordDict, node: NodeReport) -> LocalUpdate:
             update = readable(messages.read_update, content)
-            check_update(update, arrays, node, self.settings, self.tables is not None)
+            update = replace(update, arrays=wire.decode(update.arrays))
+            check_update(update, arrays, node, self.settings, self.drawn > 0)
             if self.noising is not None:
                 self.noising.check(update, node)
             return update
@@ -270,12 +249,10 @@ class StageStrategy(Strategy):
         message_type: str,
         more: Arrays | None = None,
     ) -> list[Message]:
-        if self.tables is not None and TABLE in arrays:  # by Flower's own loop, as a whole
-            arrays = self.outgoing(messages.from_record(arrays))
+        if self.drawn and TABLE in arrays:  # in Flower's own loop, as a whole
+            arrays = self.sending.record(messages.from_record(arrays))
         content = messages.request_content(plan, self.mixing, arrays)
-        if self.tables is None:
-            return [Message(content, node, message_type) for node in self.census.nodes]
-        return self.tables.requests(content, self.census.nodes, message_type, more or {})
+        return self.sending.requests(content, self.census.nodes, message_type, more or {})
 
     def _mean(
         self, round_: int, arrays: Arrays, answers: Answers[LocalUpdate]

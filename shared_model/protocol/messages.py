@@ -29,6 +29,7 @@ from shared_model.protocol.plan import (
     RoundPlan,
     TableVersion,
 )
+from shared_model.protocol.wire import ROWS as ROWS
 from shared_model.stages import TABLE
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 _Kind = TypeVar("_Kind", bound="DataclassInstance")
 
-ROWS = TABLE + "/rows"  # int32, rising: of a table that is not there as a whole
 MET = "met"  # int32, rising: items that a round's participants trained on
 PREPARE, NOVELTY, ITEMS = "query.prepare", "query.novelty", "query.items"
 TRAIN, EVALUATE = "train", "evaluate"
@@ -75,7 +75,8 @@ def read_frozen(content: RecordDict) -> Arrays | None:
 
 def with_table(content: RecordDict, version: TableVersion, part: Arrays) -> RecordDict:
     """The same request with ``part`` in place of its item table: this one, or its rows."""
-    others = {n: a for n, a in content.array_records["arrays"].items() if n not in (TABLE, ROWS)}
+    sent = content.array_records["arrays"].items()
+    others = {name: array for name, array in sent if name.split("/")[0] != TABLE}
     arrays = ArrayRecord(others | dict(to_record(part)))
     return RecordDict({**content, "arrays": arrays, "table": ConfigRecord(asdict(version))})
 

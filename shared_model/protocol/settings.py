@@ -37,6 +37,7 @@ WEIGHTINGS = ("targets", "uniform")
 AGGREGATIONS = ("clipped", "mean", "median", "trimmed")
 NOISE_ON = ("server", "nodes")
 _WHOLE, _DRAWN = 30_000, 2_048  # warm items: of up to so many all compete, of more a sample
+WIRE_DTYPES = ("float32", "bfloat16", "int8")
 MODALITY_CHOICES = ("both", *MODALITIES)
 
 
@@ -67,6 +68,7 @@ class Settings:
     dp_epsilon: Annotated[float, Setting(NOT_NEGATIVE, "stage")]
     dp_delta: Annotated[float, Setting(number_in(1e-10, 1), "stage")]
     dp_noise_on: Annotated[str, Setting(one_of(*NOISE_ON), "stage")]
+    wire_dtype: Annotated[str, Setting(one_of(*WIRE_DTYPES), "run")]
     evaluate_every: Annotated[int, Setting(at_least(1), "stage")]
     evaluate_users: Annotated[int, Setting(at_least(0), "run")]
     checkpoint_every: Annotated[int, Setting(at_least(1), "operational")]

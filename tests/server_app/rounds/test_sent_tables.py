@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 
 from client_app import tables
 from client_app.data.dataset import Dataset
@@ -20,17 +20,17 @@ from server_app.rounds.strategy import StageStrategy
 from shared_model.model.recommender import Arrays, build, read_groups
 from shared_model.protocol import messages
 from shared_model.protocol.config import parse_settings
+from shared_model.protocol.wire import Wire
 from shared_model.stages import TABLE, stage_of
 from tests.conftest import SMALL, checkpoint
 from tests.support.rounds import cut_at, last_round, without_seconds
-from tests.support.strategy import DEFAULTS, answer
+from tests.support.strategy import DEFAULTS
 
 SAMPLED = {"candidates": 5}  # of 30 items
 
 
 def test_rows_lead_from_what_a_node_holds_to_what_is_sent() -> None:
-    InProcessGrid([], {})  # without which there are no messages
-    sent, generator = SentTables(), torch.Generator().manual_seed(0)
+    sent, generator = SentTables(Wire("float32", 0)), torch.Generator().manual_seed(0)
     versions, held = [torch.randn(40, 3, generator=generator)], {}
     for _ in range(7):
         versions.append(versions[-1].clone())
@@ -44,14 +44,10 @@ def test_rows_lead_from_what_a_node_holds_to_what_is_sent() -> None:
             assert torch.equal(found, table)
             if node == 1 or (node == 2 and number in (0, 2, 3)) or (node == 3 and number == 0):
                 held[node] = table
-                sent.heard([answered(node)])
+                sent.held_by(node)
     assert messages.ROWS in sent.part(1)[1]
     assert messages.ROWS not in sent.part(3)[1]  # an old version: all of it
     assert sent.whole()[0].base == ""
-
-
-def answered(node: int) -> Message:
-    return answer(Message(RecordDict(), node, messages.TRAIN), messages.arrays_content({}))
 
 
 class AwayGrid(InProcessGrid):

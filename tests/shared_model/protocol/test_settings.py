@@ -16,7 +16,15 @@ SETTINGS = parse_settings(default_config(ROOT / "pyproject.toml"))
 OPERATIONAL = {"stage", "run", "home", "dataset", "redo", "round_timeout", "min_nodes"}
 OPERATIONAL |= {"node_timeout", "min_participation", "checkpoint_every"}
 OPERATIONAL |= {"users_per_batch", "device", "tensorboard", "mlflow"}
-SHARED = ("seed", "evaluate_users", "hidden_size", "num_heads", "num_blocks", "max_length")
+SHARED = (
+    "seed",
+    "wire_dtype",
+    "evaluate_users",
+    "hidden_size",
+    "num_heads",
+    "num_blocks",
+    "max_length",
+)
 SHARED_BY_MIXTURES = (
     "modalities",
     "memory_short_term",
@@ -57,7 +65,9 @@ def test_the_scopes_are_documented() -> None:
     }
     may_change = (keys["Which run"] | keys["Nodes and machine"] | {"checkpoint-every"}) - {"seed"}
     assert may_change == set(map(key_of, fields_of("operational")))
-    assert keys["Model"] | {"seed", "evaluate-users"} == set(map(key_of, fields_of("run")))
+    assert keys["Model"] | {"seed", "evaluate-users", "wire-dtype"} == set(
+        map(key_of, fields_of("run"))
+    )
     assert keys["Memory"] | {"modalities"} == set(map(key_of, fields_of("mixture")))
 
 
