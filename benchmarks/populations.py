@@ -1,8 +1,10 @@
 """Datasets of a wanted size: some users of a given one, or as many made-up ones as asked for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import load_file
 
@@ -31,8 +33,13 @@ def some_users(source: Path, folder: Path, users: int) -> Path:
     return folder
 
 
-def made_up(folder: Path, users: int, items: int, seed: int = 0) -> Path:
-    """The dataset ``folder`` of users who each have 10 to 30 items, low numbers more often."""
+def made_up(
+    folder: Path, users: int, items: int, seed: int = 0, features: Sequence[int] = ()
+) -> Path:
+    """The dataset ``folder`` of users who each have 10 to 30 items, low numbers more often.
+
+    ``features`` are the sizes of pictures and texts, which are noise; none without them.
+    """
     random = rng(seed, "made up", users, items)
     lengths = random.integers(*_LENGTHS, users)
     owner = np.repeat(np.arange(users), lengths)
@@ -41,5 +48,14 @@ def made_up(folder: Path, users: int, items: int, seed: int = 0) -> Path:
     table = table.drop_duplicates()
     table["timestamp"] = np.arange(len(table))
     catalogue = pd.DataFrame({"item_id": np.arange(1, items + 1)})
-    write_dataset(folder, table, catalogue, None, f"made-up-{users}")
+    noise = None
+    if features:
+        named = zip(("visual", "text"), features, strict=True)
+        noise = {name: _unit_rows(random, items, size) for name, size in named}
+    write_dataset(folder, table, catalogue, noise, f"made-up-{users}")
     return folder
+
+
+def _unit_rows(random: np.random.Generator, items: int, size: int) -> npt.NDArray[np.float16]:
+    rows = random.standard_normal((items, size), dtype=np.float32)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
