@@ -5,8 +5,8 @@
 
 For each size one run in a process of its own, in which server and nodes are: processor seconds of
 the validation before the first round and of a round of training (the median), bytes each way and
-node, and the peak memory of all together. Another checkout (``git worktree add``) takes turns with this one, on
-the same data and settings.
+node, and the peak memory of all together. Another checkout (``git worktree add``) takes turns with
+this one, on the same data and settings.
 """
 
 import argparse
