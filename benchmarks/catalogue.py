@@ -35,7 +35,7 @@ _FEATURES = (512, 384)  # of pictures and texts
 
 def measured(tree: Path, config: dict[str, Any]) -> Row:
     """What a run of the app in ``tree`` costs. ``RoundError`` if it fails."""
-    program = [sys.executable, str(own_app() / "benchmarks" / "catalogue_child.py")]
+    program = [sys.executable, str(own_app() / "benchmarks" / "speed_parts" / "one_run.py")]
     done = subprocess.run(  # noqa: S603 (our own arguments, no shell)
         program,
         input=json.dumps(config),

@@ -58,4 +58,5 @@ def made_up(
 
 def _unit_rows(random: np.random.Generator, items: int, size: int) -> npt.NDArray[np.float16]:
     rows = random.standard_normal((items, size), dtype=np.float32)
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    unit: npt.NDArray[np.float16] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit.astype(np.float16)

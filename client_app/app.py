@@ -14,7 +14,7 @@ from client_app.training.clipping import covered
 from client_app.training.objective import participants
 from client_app.training.round_candidates import met_items
 from client_app.training.train import train_round
-from shared_model.errors import FedDMMRError
+from shared_model.errors import FedDMMRError, NodeError
 from shared_model.model.recommender import Recommender, load_groups
 from shared_model.protocol import messages
 from shared_model.protocol.packing import is_packed, pack, unpack
@@ -63,6 +63,8 @@ def _novelty(node: Node, content: RecordDict) -> RecordDict:
 def _items(node: Node, content: RecordDict) -> RecordDict:
     plan = messages.read_plan(content)
     node.check_plan(plan)
+    if plan.private or node.settings.private or not plan.candidates:
+        raise NodeError("a round whose items are nobody's business", where=node.placement.name)
     having = participants(node.dataset, node.rows, plan)
     met = met_items(node.dataset, having, node.settings.max_length)
     return messages.arrays_content({messages.MET: torch.from_numpy(met).int()})

@@ -1,1 +1,1 @@
-"""What `benchmarks/speed.py` times: the plain loop and the engine, Flower, and a stock app."""
+"""What speed.py times: the plain loop, the engine, Flower, a stock app; a run for catalogue.py."""

@@ -28,6 +28,7 @@ from server_app.rounds.replies import (
 )
 from server_app.rounds.result import EvaluationResult, RoundResult
 from server_app.rounds.sending import Sending
+from shared_model.errors import NodeError
 from shared_model.fingerprint import app_sha256
 from shared_model.model.recommender import Arrays
 from shared_model.protocol import messages
@@ -86,11 +87,11 @@ class StageStrategy(Strategy):
         plan = self._plan(server_round)
         if not self.drawn:
             return self._to_all(plan, arrays, messages.TRAIN)
-        if "met" not in config:  # in Flower's own loop
-            replies = grid.send_and_receive(self.items_requests(server_round))
-            config["met"] = self.met(self.items(replies))
-        met = torch.tensor(config["met"], dtype=torch.int32)
-        return self._to_all(plan, arrays, messages.TRAIN, {messages.MET: met})
+        met = config.get("met")
+        if met is None:  # in Flower's own loop, whose config is the same in all rounds
+            met = self.met(self.items(grid.send_and_receive(self.items_requests(server_round))))
+        items = torch.tensor(met, dtype=torch.int32)
+        return self._to_all(plan, arrays, messages.TRAIN, {messages.MET: items})
 
     def items_requests(self, round_: int) -> list[Message]:
         """Which items do your participants train on? Asked before a round that draws candidates."""
@@ -103,6 +104,8 @@ class StageStrategy(Strategy):
         def read(content: RecordDict, node: NodeReport) -> Tensor:
             met = readable(messages.read_arrays, content).get(messages.MET)
             check_rows(met, node.items + 1)
+            if len(cast(Tensor, met)) > node.interactions:
+                raise NodeError("more items than interactions", got=str(len(cast(Tensor, met))))
             return cast(Tensor, met)
 
         return usable_replies(self.census, replies).read(read)

@@ -81,7 +81,7 @@ class Wire:
         self, name: str, matrix: Floats, rows: Tensor | None
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int8]]:
         """A matrix [R, C] as it is stored, and the exponents of its rows [R]."""
-        numbers = np.arange(len(matrix)) if rows is None else rows.numpy()
+        numbers = np.arange(len(matrix)) if rows is None else rows.cpu().numpy()
         stored = np.empty(matrix.shape, np.uint16 if self.dtype == "bfloat16" else np.int8)
         exponents = np.zeros(len(matrix), np.int8)
         seed = stable_hash(self.seed, name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,10 +178,14 @@ def test_the_global_arrays_become_a_record_once(monkeypatch: pytest.MonkeyPatch)
     assert calls == ["to", *["from"] * 4]  # four updates
 
 
-def test_flowers_own_loop_ends_in_the_same_arrays(small_dataset: Dataset) -> None:
+@pytest.mark.parametrize("candidates", [0, 5])  # 5: rows of the item table travel
+def test_flowers_own_loop_ends_in_the_same_arrays(
+    small_dataset: Dataset, tmp_path: Path, candidates: int
+) -> None:
     """The four hooks are a Flower strategy: ``Strategy.start`` needs nothing else."""
     given = {k.replace("_", "-"): v for k, v in SMALL.items()}
     config = DEFAULTS | given | {"dataset": str(small_dataset.folder)}
+    config |= {"home": str(tmp_path), "candidates": candidates, "fraction-train": 0.2}
     settings, stage = parse_settings(config), stage_of(1)
 
     def started() -> tuple[InProcessGrid, StageStrategy, Arrays]:

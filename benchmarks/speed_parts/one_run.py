@@ -27,7 +27,7 @@ def main() -> None:
     started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
         for stage in stages:
-            manifest: dict[str, Any] = run_in_process(nodes, stage=stage, **given)
+            manifest: Any = run_in_process(nodes, stage=stage, **given)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_SELF)
     record = manifest["stages"][str(stages[-1])]
