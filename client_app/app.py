@@ -10,11 +10,12 @@ from client_app.evaluation.evaluate import evaluate_users
 from client_app.node import Node, open_node
 from client_app.training.clipping import covered
 from client_app.training.train import train_round
-from shared_model.errors import FedDMMRError
+from shared_model.errors import FedDMMRError, NodeError
 from shared_model.model.recommender import load_groups
-from shared_model.protocol import messages
+from shared_model.protocol import messages, secure_messages
 from shared_model.protocol.packing import is_packed, pack, unpack
 from shared_model.protocol.plan import LocalUpdate, RoundPlan
+from shared_model.protocol.secure_messages import SecureRequest
 from shared_model.stages import stage_of
 
 app = ClientApp()
@@ -30,6 +31,26 @@ def prepare(message: Message, context: Context) -> Message:
 def novelty(message: Message, context: Context) -> Message:
     """Count the novelty that a sample of this node's users meets."""
     return _answer(message, context, _novelty)
+
+
+@app.query("keys")
+def keys(message: Message, context: Context) -> Message:
+    """Draw this node's key of a session of secure sums."""
+    read, told = secure_messages.read_session, secure_messages.key_content
+    return _answer(message, context, lambda node, asked: told(node.site.draw(read(asked))))
+
+
+@app.query("reveal")
+def reveal(message: Message, context: Context) -> Message:
+    """Give this node's shares of the sum that it sent its part of last."""
+    read, told = secure_messages.read_reveal, secure_messages.shares_content
+    return _answer(message, context, lambda node, asked: told(node.site.reveal(*read(asked))))
+
+
+@app.query("forget")
+def forget(message: Message, context: Context) -> Message:
+    """Delete this node's key of a session."""
+    return _answer(message, context, _forget)
 
 
 @app.train()
@@ -49,25 +70,49 @@ def _novelty(node: Node, content: RecordDict) -> RecordDict:
     return messages.novelty_content(node.novelty(total_users))
 
 
+def _forget(node: Node, content: RecordDict) -> RecordDict:
+    node.site.forget(secure_messages.read_session(content))
+    return RecordDict()
+
+
 def _train(node: Node, content: RecordDict) -> RecordDict:
     plan = messages.read_plan(content)
     node.check_plan(plan)
+    request = _masks(node, content)
     stage = stage_of(plan.stage)
     model = node.model(stage)
     load_groups(model, messages.read_arrays(content), stage.trained)
     size = node.settings.users_per_batch
     if not stage.mixes:
-        return _told(node, plan, train_round(model, node.dataset, node.rows, plan, size))
+        return _told(node, plan, train_round(model, node.dataset, node.rows, plan, size), request)
     mixing = messages.read_mixing(content)
     if not node.load_frozen(model, mixing.frozen_sha256, messages.read_frozen(content)):
         return messages.ask_for_frozen(mixing.frozen_sha256)
     recall = node.recall(model)
     update = train_round(model, node.dataset, node.rows, plan, size, (mixing, recall))
-    return _told(node, plan, update)
+    return _told(node, plan, update, request)
 
 
-def _told(node: Node, plan: RoundPlan, update: LocalUpdate) -> RecordDict:
-    """A round's answer; under differential privacy only what is covered by it."""
+def _masks(node: Node, content: RecordDict) -> SecureRequest | None:
+    """What the answer's masks are made of; ``None`` for a bare one, where that is in order."""
+    request = secure_messages.read_secure(content)
+    if request is None and (node.settings.secure or node.site.only):
+        raise NodeError(
+            "this node sends its update under masks alone",
+            where=node.placement.name,
+            expected="a run with aggregation='secure'",
+            got="a request for the bare update",
+            todo="for other runs take secure-only out of the node config",
+        )
+    return request
+
+
+def _told(
+    node: Node, plan: RoundPlan, update: LocalUpdate, request: SecureRequest | None
+) -> RecordDict:
+    """A round's answer; under masks, or differential privacy, only what is covered by it."""
+    if request is not None:
+        return secure_messages.masked_content(node.site.mask(update, plan, request))
     if plan.private:
         update = covered(update)
     if plan.noise_std:

@@ -37,7 +37,7 @@ def check_promise(settings: "Settings") -> None:
         _refuse("the memory's threshold is not noised", "memory-novelty", ">= 0, as in 0.3", "open")
     if clips and settings.weighting != "uniform":
         _refuse("each user has one clip norm", "weighting", "uniform", settings.weighting)
-    if noise and settings.aggregation != "mean":
+    if noise and settings.aggregation not in ("mean", "secure"):
         # the others scale or choose nodes by what they sent: no bound on what one user changes
         _refuse("only a plain sum can be noised", "aggregation", "mean", settings.aggregation)
 
@@ -49,5 +49,5 @@ def _refuse(what: str, key: str, expected: str, got: object) -> None:
         expected=expected,
         got=str(got),
         todo="differential privacy needs dp-clip-norm and dp-noise-multiplier > 0 with "
-        "weighting='uniform' and aggregation='mean'",
+        "weighting='uniform' and aggregation='mean' or 'secure'",
     )

@@ -24,6 +24,7 @@ from shared_model.protocol.rules import (
     SHARE,
     STAGE,
     SWITCH,
+    TWO_THIRDS,
     Scope,
     Setting,
     at_least,
@@ -34,7 +35,8 @@ from shared_model.protocol.rules import (
 SERVER_OPTIMIZERS = ("sgd", "momentum", "adam")
 SERVER_SCHEDULES = ("constant", "decay")
 WEIGHTINGS = ("targets", "uniform")
-AGGREGATIONS = ("clipped", "mean", "median", "trimmed")
+AGGREGATIONS = ("clipped", "mean", "median", "trimmed", "secure")
+SERVERS = ("lying", "curious")
 NOISE_ON = ("server", "nodes")
 MODALITY_CHOICES = ("both", *MODALITIES)
 
@@ -61,6 +63,8 @@ class Settings:
     weighting: Annotated[str, Setting(one_of(*WEIGHTINGS), "stage")]
     aggregation: Annotated[str, Setting(one_of(*AGGREGATIONS), "stage")]
     trim_share: Annotated[float, Setting(number_in(0, 0.5), "stage")]
+    secure_threshold: Annotated[float, Setting(TWO_THIRDS, "operational")]
+    secure_against: Annotated[str, Setting(one_of(*SERVERS), "operational")]
     dp_clip_norm: Annotated[float, Setting(NOT_NEGATIVE, "stage")]
     dp_noise_multiplier: Annotated[float, Setting(NOT_NEGATIVE, "stage")]
     dp_epsilon: Annotated[float, Setting(NOT_NEGATIVE, "stage")]
@@ -155,8 +159,16 @@ class Settings:
     @property
     def least_trained(self) -> float:
         """Share of the nodes that a round of training needs: ``min-participation``, or all where
-        each draws a share of the noise, since a sum without one of them would lack it."""
+        each draws a share of the noise, since a sum without one of them would lack it; at least
+        two thirds where sums are secure."""
+        if self.secure:
+            return max(self.secure_threshold or 2 / 3, self.min_participation)
         return 1.0 if self.private and self.dp_noise_on == "nodes" else self.min_participation
+
+    @property
+    def secure(self) -> bool:
+        """Whether nobody sees a node's update: sums are made of masked vectors."""
+        return self.aggregation == "secure"
 
     @property
     def home_folder(self) -> Path:

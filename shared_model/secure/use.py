@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 
 from shared_model.errors import NodeError
@@ -47,6 +48,11 @@ def least_threshold(sites: int) -> int:
     another one: each of the rest gives shares of one (Bonawitz et al., CCS 2017, section 6.2).
     """
     return -(-2 * sites // 3)
+
+
+def threshold_of(share: float, sites: int) -> int:
+    """How many of the sites a sum needs: that share of them, and two thirds at least."""
+    return max(least_threshold(sites), math.ceil(share * sites - 1e-9))
 
 
 def check_use(use: Use, pinned: int) -> None:
