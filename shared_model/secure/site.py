@@ -60,7 +60,7 @@ def mask(
     check_use(use, len(identity.pins or ()))
     _check_fresh(session, use)
     shared = _agreed(session, identity, use, keys)
-    pairs = {other: _pair_seed(shared[other], use) for other in use.others(identity.site)}
+    pairs = _pair_seeds(shared, identity.site, use)
     own = [token_bytes(SEED_BYTES)] if use.self_masked else []
     masked, place = words.copy(), use.place(identity.site)
     for other, seed in pairs.items():
@@ -100,6 +100,13 @@ def reveal(
         own, pairs = _dealt(use, sender, unseal(key, envelopes[sender], sender))
         shares[sender] = b"".join([*own, *(pairs[site] for site in use.sites if site in lost)])
     return shares, replace(session, opened=use.number, opened_round=use.round)
+
+
+def pair_seeds(
+    session: Session, identity: Identity, use: Use, keys: Sequence[SignedKey]
+) -> dict[str, bytes]:
+    """What a site knows of others' masks, by the other site: what it could tell if it colluded."""
+    return _pair_seeds(_agreed(session, identity, use, keys), identity.site, use)
 
 
 def _check_fresh(session: Session, use: Use) -> None:
@@ -153,8 +160,9 @@ def _agreed(
     return shared
 
 
-def _pair_seed(shared: bytes, use: Use) -> bytes:
-    return derive(shared, b"pair" + use.digest(), SEED_BYTES)
+def _pair_seeds(shared: Mapping[str, bytes], site: str, use: Use) -> dict[str, bytes]:
+    purpose = b"pair" + use.digest()
+    return {other: derive(shared[other], purpose, SEED_BYTES) for other in use.others(site)}
 
 
 def _seal_key(shared: bytes, use: Use, sender: str, receiver: str) -> bytes:

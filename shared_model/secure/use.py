@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from shared_model.errors import NodeError
 
-LEAST_SITES = 3  # of two, each knows the other's vector from the sum
+LEAST_SITES = 3  # of a federation: of two sites, each always knows the other's vector from the sum
 MOST_SITES = 64  # each site deals a share of every pair to every other: sites^2 shares a message
 NAME_LENGTH = 200
 
@@ -59,16 +59,16 @@ def check_use(use: Use, pinned: int) -> None:
     """``NodeError`` for a use that hides too little, whoever asks for it.
 
     ``pinned`` is the number of sites that the asked one knows by their keys; 0 = none: then those
-    asked count.
+    asked count. Sites that are away are not asked, so these may be fewer.
     """
-    known = pinned or len(use.sites)
+    known = max(pinned, len(use.sites))
     if sorted(set(use.sites)) != list(use.sites):
         raise NodeError("the sites of a round are not in order", got=", ".join(use.sites)[:200])
-    if not LEAST_SITES <= len(use.sites) <= MOST_SITES:
+    if known > MOST_SITES or 0 < pinned < LEAST_SITES:
         raise NodeError(
             "a sum of so many sites hides nothing, or is not made here",
             expected=f"{LEAST_SITES} to {MOST_SITES} sites",
-            got=str(len(use.sites)),
+            got=str(known),
         )
     if not max(2, least_threshold(known)) <= use.threshold <= len(use.sites):
         raise NodeError(

@@ -11,6 +11,7 @@ from flwr.app import Message
 from client_app import secure as client_secure
 from feddmmr.launch.in_process import InProcessGrid
 from server_app.admission import secure_record
+from server_app.rounds.exchange import Asking
 from server_app.rounds.secure import SecureSums
 from shared_model.errors import ConfigError, RoundError
 from shared_model.protocol import messages, secure_messages
@@ -114,6 +115,29 @@ def test_a_node_that_is_lost_elsewhere(
     equal, other = ("without", "all") if kind == "query.keys" else ("all", "without")
     assert _differ(arrays[equal], arrays["secure"]) < 1e-5
     assert _differ(arrays[other], arrays["secure"]) > 1e-4
+
+
+def test_a_node_that_left_is_not_asked_and_may_come_back(
+    run: Any, monkeypatch: pytest.MonkeyPatch, asked: list[tuple[Message, Message]]
+) -> None:
+    """Two of three nodes are left in round 2; in round 3 the third masks under its old key."""
+    here, train = InProcessGrid.get_node_ids, Asking.train
+    rounds = [0]
+
+    def online(self: InProcessGrid) -> list[int]:
+        return [node for node in here(self) if rounds[-1] != 2 or node != 1002]
+
+    def counted(self: Asking, round_: int, arrays: Any) -> Any:
+        rounds.append(round_)
+        return train(self, round_, arrays)
+
+    monkeypatch.setattr(InProcessGrid, "get_node_ids", online)
+    monkeypatch.setattr(Asking, "train", counted)
+    entries = run(3, **SECURE | {"num_rounds": 3, "evaluate_every": 3})["stages"]["1"]["rounds"]
+    assert [entry["nodes"] for entry in entries] == [3, 3, 2, 3]
+    assert (entries[2]["left"], entries[3]["joined"]) == (["partition-2"], ["partition-2"])
+    kinds = Counter(request.metadata.message_type for request, _ in asked)
+    assert kinds["query.keys"] == 3
 
 
 @pytest.mark.parametrize(

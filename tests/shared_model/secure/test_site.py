@@ -74,7 +74,7 @@ def test_a_round_whose_sum_stayed_closed_is_tried_again() -> None:
         ({"session": "other"}, "session"),
         ({"threshold": 1}, "threshold"),
         ({"threshold": 6}, "threshold"),
-        ({"sites": ("site-00", "site-01")}, "hides nothing"),
+        ({"sites": ("site-00",)}, "threshold"),
         ({"sites": ("site-01", "site-00", "site-02")}, "not in order"),
         ({"sites": ("site-02", "site-03", "site-04")}, "not asked"),
     ],
@@ -86,6 +86,20 @@ def test_a_use_that_hides_too_little_is_refused(change: dict[str, Any], match: s
         use = replace(use, threshold=2)
     with pytest.raises(NodeError, match=match):
         sites.mask("site-00", use, ZEROS)
+
+
+def test_two_of_three_sites_are_enough_and_two_pinned_ones_are_not() -> None:
+    sites = Sites.of(3, 2)
+    vectors = dict(zip(list(sites.keys)[:2], drawn_words(2, 8, 4), strict=True))
+    assert np.array_equal(sites.total(vectors), sum(vectors.values()))
+    identity = sites.identities["site-00"]
+    pins = {name: key.identity for name, key in sites.keys.items()}
+    for count, threshold, match in ((2, 2, "hides nothing"), (3, 1, "threshold")):
+        known = dict(list(pins.items())[:count])
+        sites.identities["site-00"] = replace(identity, pins=known)
+        use = replace(sites.use(list(vectors)), threshold=threshold)
+        with pytest.raises(NodeError, match=match):
+            sites.mask("site-00", use, ZEROS)
 
 
 def test_shares_are_refused_of_what_was_not_masked_last() -> None:
