@@ -4,14 +4,13 @@ The victim's site hosts one user. It and nine others run the protocol itself; th
 off the masks that it knows, and scores what is left as if it were the update.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from client_app.data.dataset import Rows
 from feddmmr.audit.defences import CLIPPING, Privacy
 from feddmmr.audit.items import TABLE, attacked_order, by_row, direction
 from feddmmr.audit.run import AuditedRun
@@ -20,6 +19,7 @@ from feddmmr.audit.updates import Attacker
 from shared_model.errors import DataError
 from shared_model.model.recommender import Arrays
 from shared_model.protocol.masked_update import packed, unpacked, update_scale
+from shared_model.protocol.plan import LocalUpdate
 from shared_model.secure import site
 from shared_model.secure.identity import drawn_identity
 from shared_model.secure.masks import Words, add_mask
@@ -43,11 +43,16 @@ def masked_attack(run: AuditedRun, privacy: Privacy, users: int) -> list[dict[st
     model = run.model()
     attacker = Attacker(run.dataset, run.settings, privacy, run.noise_key, model, (TABLE,))
     score, order = by_row(attacker, direction(attacker)), attacked_order(run)
+    plan = replace(attacker.plan("uniform"), clip_norm=privacy.clip_norm)
+    at_sites: deque[LocalUpdate] = deque(maxlen=SITES)  # a user each, the victim last
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for place in range(users):
-        rows = np.roll(order, -place)[:SITES]  # a user a site, the victim first
-        met = attacker.met(rows[:1])
-        for view, seen in _views(attacker, privacy.clip_norm, rows).items():
+    for place in range(1 - SITES, users):
+        victim = order[[place]]
+        at_sites.append(attacker.trained(victim, plan))
+        if place < 0:
+            continue
+        met = attacker.met(victim)
+        for view, seen in _views(at_sites, privacy.clip_norm, len(order)).items():
             for name, values in score(seen).items():
                 known = auc(values, met)
                 found[view, name] += [] if known is None else [known]
@@ -69,11 +74,9 @@ def _row(view: str, by_score: dict[str, list[float]]) -> dict[str, Any]:
     return {"attack": MASKED, "case": view, "metric": "AUC, one user", **best}
 
 
-def _views(attacker: Attacker, clip_norm: float, rows: Rows) -> dict[str, Arrays]:
-    """What is seen of the first of these users, each at a site of its own."""
-    plan = replace(attacker.plan("uniform"), clip_norm=clip_norm)
-    updates = [attacker.trained(rows[i : i + 1], plan) for i in range(len(rows))]
-    scale = update_scale(clip_norm, attacker.dataset.num_users, SITES)
+def _views(updates: Sequence[LocalUpdate], clip_norm: float, users: int) -> dict[str, Arrays]:
+    """What is seen of the last of these sites' updates, in a federation of so many users."""
+    scale = update_scale(clip_norm, users, SITES)
     vectors = [packed(update, clip_norm, scale) for update in updates]
 
     def read(words: Words) -> Arrays:
@@ -81,9 +84,9 @@ def _views(attacker: Attacker, clip_norm: float, rows: Rows) -> dict[str, Arrays
         arrays = unpacked(numbers, updates[0].arrays, scale).arrays
         return {name: value.float() for name, value in arrays.items()}
 
-    seen = {BARE: read(vectors[0]), SUM: read(np.sum(vectors, axis=0, dtype=np.uint32))}
+    seen = {BARE: read(vectors[-1]), SUM: read(np.sum(vectors, axis=0, dtype=np.uint32))}
     for lying, lost in LOST.items():
-        masked, seeds = _message(vectors[0], lying)
+        masked, seeds = _message(vectors[-1], lying)
         seen |= {lost: read(_without(masked, seeds))}
         if lying:
             helpers = least_threshold(SITES) - 1
