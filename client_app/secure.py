@@ -34,7 +34,8 @@ class SecureSite:
 
     def draw(self, session: str) -> SignedKey:
         """This site's key of a new session, in place of any old one."""
-        key, drawn = site.begin(session, self._identity())
+        before = self._session() if self.path.exists() else None
+        key, drawn = site.begin(session, self._identity(), before)
         self._keep(drawn)
         return key
 
@@ -95,7 +96,9 @@ class SecureSite:
         except FileNotFoundError:
             raise NodeError("this site has no key of the session", where=self.name) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise NodeError("unreadable session", where=str(self.path), got=str(error)) from error
+            raise NodeError(
+                "unreadable session", where=str(self.path), got=str(error), todo="delete the file"
+            ) from error
 
     def _keep(self, session: Session) -> None:
         fields = asdict(session) | {"private": session.private.hex()}

@@ -48,7 +48,10 @@ class Asking:
     def close(self) -> None:
         """No round comes any more: nodes forget what they kept for the next one."""
         if self._secure:
-            self._secure.forget()
+            try:
+                self._secure.forget()
+            except Exception as error:  # noqa: BLE001 (it is over, in whatever way: this is a note)
+                report.say(f"note: nodes were not asked to forget their keys: {error}")
 
     def evaluate(self, round_: int, arrays: Arrays, split: Split) -> EvaluationResult:
         """Metrics over all users; nodes that fail are asked again, then they are left out.

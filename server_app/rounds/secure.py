@@ -25,7 +25,7 @@ from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.plan import LocalUpdate
 from shared_model.protocol.secure_messages import SecureRequest
 from shared_model.secure import opening
-from shared_model.secure.identity import SignedKey
+from shared_model.secure.identity import SignedKey, check_signed
 from shared_model.secure.site import Masked
 from shared_model.secure.use import Use, threshold_of
 
@@ -121,7 +121,7 @@ class SecureSums:
             return Exchange()
         awaited = {known.name for known in nodes.values()} - self._keys.keys()
         replies, sent = self._send(requests)
-        answers = usable_replies(self._strategy.census, replies).read(_read_key)
+        answers = usable_replies(self._strategy.census, replies).read(self._read_key)
         ids = {known.name: node for node, known in nodes.items()}
         for known, key in answers.usable:
             self._keys[known.name] = _Key(ids[known.name], key)
@@ -129,6 +129,12 @@ class SecureSums:
             if drop["node"] in awaited:
                 report.say(f"no key of {drop['node']}: {drop['reason']}")
         return Exchange(sent.bytes_down, answers.exchange.bytes_up)
+
+    def _read_key(self, content: messages.RecordDict, node: NodeReport) -> SignedKey:
+        """A node's key. One that is not signed would have all others refuse the round."""
+        key = replace(readable(secure_messages.read_key, content), site=node.name)
+        check_signed(self._session, key)
+        return key
 
     def _next(self, round_: int) -> SecureRequest:
         self._uses += 1
@@ -174,11 +180,6 @@ class SecureSums:
 
     def _name(self, node: int) -> str:
         return self._strategy.census.nodes[node].name
-
-
-def _read_key(content: messages.RecordDict, node: NodeReport) -> SignedKey:
-    key = readable(secure_messages.read_key, content)
-    return replace(key, site=node.name)  # or else its signature does not fit, and nobody takes it
 
 
 def _masked_reader(

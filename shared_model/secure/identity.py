@@ -56,13 +56,16 @@ class Identity:
                 got=ascii(key.site)[:200],
                 todo="if the site has a new key, ask its owner, and change the file",
             )
-        try:
-            signed = Ed25519PublicKey.from_public_bytes(key.identity)
-            signed.verify(key.signature, _text(session, key.site, key.public))
-        except (InvalidSignature, ValueError) as error:
-            raise NodeError(
-                "the key of a site is not signed by it", where=ascii(key.site)
-            ) from error
+        check_signed(session, key)
+
+
+def check_signed(session: str, key: SignedKey) -> None:
+    """``NodeError`` unless a key is signed by the identity that it comes with, whoever that is."""
+    try:
+        signed = Ed25519PublicKey.from_public_bytes(key.identity)
+        signed.verify(key.signature, _text(session, key.site, key.public))
+    except (InvalidSignature, ValueError) as error:
+        raise NodeError("the key of a site is not signed by it", where=ascii(key.site)) from error
 
 
 def drawn_identity(site: str) -> Identity:

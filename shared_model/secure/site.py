@@ -26,7 +26,8 @@ class Session:
     name: str
     private: bytes  # X25519
     number: int = 0  # of the last use that was masked
-    opened: int = 0  # and of the last that was opened
+    masked: str = ""  # its digest, hex
+    opened: int = 0  # number of the last use that was opened
     opened_round: int = 0
 
 
@@ -38,11 +39,14 @@ class Masked:
     envelopes: dict[str, bytes]
 
 
-def begin(name: str, identity: Identity) -> tuple[SignedKey, Session]:
-    """Draw the keys of a session."""
+def begin(
+    name: str, identity: Identity, before: Session | None = None
+) -> tuple[SignedKey, Session]:
+    """Draw the keys of a session. What was masked and opened in it ``before`` still counts."""
     private = X25519PrivateKey.generate()
-    public = private.public_key().public_bytes_raw()
-    return identity.sign(name, public), Session(name, private.private_bytes_raw())
+    public, own = private.public_key().public_bytes_raw(), private.private_bytes_raw()
+    known = before if before is not None and before.name == name else Session(name, own)
+    return identity.sign(name, public), replace(known, private=own)
 
 
 def mask(
@@ -72,7 +76,8 @@ def mask(
         other: seal(_seal_key(shared[other], use, identity.site, other), b"".join(shares))
         for other, *shares in zip(use.sites, *dealt, strict=True)
     }
-    return Masked(masked, envelopes), replace(session, number=use.number)
+    after = replace(session, number=use.number, masked=use.digest().hex())
+    return Masked(masked, envelopes), after
 
 
 def reveal(
@@ -129,7 +134,7 @@ def _check_fresh(session: Session, use: Use) -> None:
 def _check_opening(
     session: Session, site: str, use: Use, there: Sequence[str], lost: Sequence[str]
 ) -> None:
-    if use.session != session.name or use.number != session.number:
+    if use.digest().hex() != session.masked:
         raise NodeError("only the sum that was masked last can be opened", where=site)
     if session.opened >= use.number:
         raise NodeError("this sum was opened already", where=site)

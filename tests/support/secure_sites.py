@@ -34,7 +34,8 @@ class Sites:
         return sites
 
     def draw(self, name: str) -> None:
-        self.keys[name], self.sessions[name] = site.begin(SESSION, self.identities[name])
+        before = self.sessions.get(name)
+        self.keys[name], self.sessions[name] = site.begin(SESSION, self.identities[name], before)
 
     def use(self, names: Collection[str] = ()) -> Use:
         self.number += 1

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,24 @@ def test_a_killed_node_never_masks_twice(rounds: Make, monkeypatch: pytest.Monke
     monkeypatch.setattr(client_secure.SecureSite, "_keep", keep)
     secure = rounds(**SECURE)
     assert [_dropped(secure.train()) for _ in range(2)] == [["partition-2"], []]
+
+
+def test_a_key_that_nobody_would_take_is_not_passed_on(
+    rounds: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = client_secure.SecureSite.draw
+
+    def draw(self: Any, session: str) -> Any:
+        key = original(self, session)
+        return replace(key, public=bytes(32)) if self.name == "partition-3" else key
+
+    monkeypatch.setattr(client_secure.SecureSite, "draw", draw)
+    assert _dropped(rounds(**SECURE).train()) == ["partition-3"]
+
+
+def test_flowers_own_loop_opens_no_sum(rounds: Make) -> None:
+    with pytest.raises(ConfigError, match="more than the four hooks"):
+        rounds(**SECURE).asking._strategy.aggregate_train(1, [])
 
 
 def test_a_plan_for_the_bare_update_is_refused(rounds: Make, asked: Any) -> None:

@@ -61,6 +61,21 @@ def test_a_round_is_opened_once() -> None:
         sites.mask("site-00", again, ZEROS)
 
 
+def test_new_keys_of_a_session_forget_nothing_of_it() -> None:
+    """Or a server would ask for new keys, and then for the sum of a round once more."""
+    sites = Sites.of(3, 2)
+    use = sites.use()
+    came = {name: sites.mask(name, use, ZEROS) for name in sites.identities}
+    sites.reveal("site-00", use, [], opening.envelopes_for("site-00", came))
+    sites.draw("site-00")
+    for again, match in (
+        (use, "serve twice"),
+        (replace(sites.use(), round=use.round), "opened already"),
+    ):
+        with pytest.raises(NodeError, match=match):
+            sites.mask("site-00", again, ZEROS)
+
+
 def test_a_round_whose_sum_stayed_closed_is_tried_again() -> None:
     sites = Sites.of(3, 2)
     use = sites.use()
@@ -107,8 +122,9 @@ def test_shares_are_refused_of_what_was_not_masked_last() -> None:
     old, use = sites.use(), sites.use()
     came = {name: sites.mask(name, use, ZEROS) for name in sites.identities}
     sealed = opening.envelopes_for("site-00", came)
-    with pytest.raises(NodeError, match="masked last"):
-        sites.reveal("site-00", old, [], sealed)
+    for other in (old, replace(use, threshold=2), replace(use, round=9)):
+        with pytest.raises(NodeError, match="masked last"):
+            sites.reveal("site-00", other, [], sealed)
     with pytest.raises(NodeError, match="cannot be lost"):
         sites.reveal("site-00", use, ["site-00"], sealed)
     with pytest.raises(NodeError, match="too few sites"):
