@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shared_model.errors import ConfigError
-from shared_model.protocol.dp_rules import check_promise
+from shared_model.protocol.dp_rules import check_promise, check_secure
 from shared_model.protocol.rules import Rule
-from shared_model.protocol.secure_rules import check_secure
 from shared_model.protocol.settings import DECLARED
 from shared_model.protocol.settings import Settings as Settings
 
