@@ -16,9 +16,10 @@ from client_app.training.round_candidates import met_items
 from client_app.training.train import train_round
 from shared_model.errors import FedDMMRError, NodeError
 from shared_model.model.recommender import Recommender, load_groups
-from shared_model.protocol import messages
+from shared_model.protocol import messages, secure_messages
 from shared_model.protocol.packing import is_packed, pack, unpack
 from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
+from shared_model.protocol.secure_messages import SecureRequest
 from shared_model.protocol.wire import down, up
 from shared_model.stages import TABLE, Stage, group_of, stage_of
 
@@ -43,6 +44,26 @@ def items(message: Message, context: Context) -> Message:
     return _answer(message, context, _items)
 
 
+@app.query("keys")
+def keys(message: Message, context: Context) -> Message:
+    """Draw this node's key of a session of secure sums."""
+    read, told = secure_messages.read_session, secure_messages.key_content
+    return _answer(message, context, lambda node, asked: told(node.site.draw(read(asked))))
+
+
+@app.query("reveal")
+def reveal(message: Message, context: Context) -> Message:
+    """Give this node's shares of the sum that it sent its part of last."""
+    read, told = secure_messages.read_reveal, secure_messages.shares_content
+    return _answer(message, context, lambda node, asked: told(node.site.reveal(*read(asked))))
+
+
+@app.query("forget")
+def forget(message: Message, context: Context) -> Message:
+    """Delete this node's key of a session."""
+    return _answer(message, context, _forget)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the participating users of a round and answer with their summed update."""
@@ -63,16 +84,23 @@ def _novelty(node: Node, content: RecordDict) -> RecordDict:
 def _items(node: Node, content: RecordDict) -> RecordDict:
     plan = messages.read_plan(content)
     node.check_plan(plan)
-    if plan.private or node.settings.private or not plan.candidates:
+    masked = node.settings.secure or node.site.only
+    if plan.private or node.settings.private or masked or not plan.candidates:
         raise NodeError("a round whose items are nobody's business", where=node.placement.name)
     having = participants(node.dataset, node.rows, plan)
     met = met_items(node.dataset, having, node.settings.max_length)
     return messages.arrays_content({messages.MET: torch.from_numpy(met).int()})
 
 
+def _forget(node: Node, content: RecordDict) -> RecordDict:
+    node.site.forget(secure_messages.read_session(content))
+    return RecordDict()
+
+
 def _train(node: Node, content: RecordDict) -> RecordDict:
     plan = messages.read_plan(content)
     node.check_plan(plan)
+    request = _masks(node, content)
     stage = stage_of(plan.stage)
     model = _loaded(node, stage, content)
     if model is None:
@@ -81,13 +109,13 @@ def _train(node: Node, content: RecordDict) -> RecordDict:
     if not stage.mixes:
         met = messages.read_met(content)
         update = train_round(model, node.dataset, node.rows, plan, size, met=met)
-        return _told(node, plan, update)
+        return _told(node, plan, update, request)
     mixing = messages.read_mixing(content)
     if not _frozen(node, model, mixing, content):
         return messages.ask_for_frozen(mixing.frozen_sha256)
     recall = node.recall(model)
     update = train_round(model, node.dataset, node.rows, plan, size, (mixing, recall))
-    return _told(node, plan, update)
+    return _told(node, plan, update, request)
 
 
 def _loaded(node: Node, stage: Stage, content: RecordDict) -> Recommender | None:
@@ -114,8 +142,26 @@ def _frozen(node: Node, model: Recommender, mixing: MixturePlan, content: Record
     return node.load_frozen(model, mixing.frozen_sha256, given)
 
 
-def _told(node: Node, plan: RoundPlan, update: LocalUpdate) -> RecordDict:
-    """A round's answer; under differential privacy only what is covered by it."""
+def _masks(node: Node, content: RecordDict) -> SecureRequest | None:
+    """What the answer's masks are made of; ``None`` for a bare one, where that is in order."""
+    request = secure_messages.read_secure(content)
+    if request is None and (node.settings.secure or node.site.only):
+        raise NodeError(
+            "this node sends its update under masks alone",
+            where=node.placement.name,
+            expected="a run with aggregation='secure'",
+            got="a request for the bare update",
+            todo="for other runs take secure-only out of the node config",
+        )
+    return request
+
+
+def _told(
+    node: Node, plan: RoundPlan, update: LocalUpdate, request: SecureRequest | None
+) -> RecordDict:
+    """A round's answer; under masks, or differential privacy, only what is covered by it."""
+    if request is not None:
+        return secure_messages.masked_content(node.site.mask(update, plan, request))
     if plan.private:
         update = covered(update)
     if plan.noise_std:

@@ -25,6 +25,7 @@ from client_app.frozen import keep_frozen, read_frozen
 from client_app.memory.cache import Recall
 from client_app.memory.novelty import count_novelty, sample_share
 from client_app.memory.on_device import recall_of
+from client_app.secure import SecureSite, identity_files, session_path
 from client_app.tables import HeldTable, held_table
 from client_app.training.clipping import with_noise
 from shared_model.device import torch_device
@@ -58,6 +59,8 @@ class Placement:
     partition: int  # -1 with a folder of its own
     num_partitions: int
     folder: Path
+    identity: tuple[Path, Path] | None = None  # own key, pinned sites (secure.py)
+    secure_only: bool = False  # nothing bare leaves
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,19 @@ class Node:
     placement: Placement
     dataset: Dataset
     rows: Rows  # [N] users of the dataset that this node hosts
+
+    @property
+    def site(self) -> SecureSite:
+        """The node as a site of secure aggregation."""
+        name, settings = self.placement.name, self.settings
+        return SecureSite(
+            name,
+            session_path(settings.home_folder, name, settings.run),
+            self.placement.identity,
+            self.placement.partition >= 0,
+            self.placement.secure_only,
+            settings.secure_against == "lying",
+        )
 
     def _dims(self) -> tuple[int, int]:
         return content_dims(self.dataset) if self.dataset.features_sha256 else (0, 0)
@@ -215,9 +231,11 @@ def _check_pin(pinned: Value | None, dataset: Dataset, placement: Placement) -> 
 
 def _placement(node_config: Mapping[str, Value], settings: Settings) -> Placement:
     """A node with ``data-dir`` hosts all users found there, others a partition of ``dataset``."""
+    only = bool(node_config.get("secure-only", False))
     if "data-dir" in node_config:
         folder = Path(str(node_config["data-dir"]))
-        return Placement(str(node_config.get("name", folder.name)), -1, 1, folder)
+        name = str(node_config.get("name", folder.name))
+        return Placement(name, -1, 1, folder, identity_files(name, node_config), only)
     if "partition-id" not in node_config or "num-partitions" not in node_config:
         raise ConfigError(
             "the node does not know its users",
@@ -228,4 +246,5 @@ def _placement(node_config: Mapping[str, Value], settings: Settings) -> Placemen
         )
     partition, of = int(node_config["partition-id"]), int(node_config["num-partitions"])
     folder = Path(settings.dataset) if settings.dataset else demo_dataset(settings.home_folder)
-    return Placement(str(node_config.get("name", f"partition-{partition}")), partition, of, folder)
+    name = str(node_config.get("name", f"partition-{partition}"))
+    return Placement(name, partition, of, folder, identity_files(name, node_config), only)

@@ -3,9 +3,12 @@
 #
 #   ca.crt, ca.key           the certificate authority; ca.crt goes to every node and to every user
 #   superlink/               server.crt and server.key for TLS, superexec-secret for the ServerApps
-#   node-0/, node-1/, ...    key and key.pub to authenticate, superexec-secret for the ClientApps
+#   node-0/, node-1/, ...    key and key.pub to authenticate, superexec-secret for the ClientApps,
+#                            identity by which sites know each other in secure sums
+#   sites                    the sites' public identities; their owners compare it, each has a copy
 #
-# Each site gets ca.crt and its own folder, and nothing else. ca.key belongs on no running machine.
+# Each site gets ca.crt, sites and its own folder, and nothing else. ca.key belongs on no running
+# machine. Who does not trust whoever runs this makes its own identity (docs/security.md).
 set -euo pipefail
 umask 077 # all of it is for the owner alone: folders 700, files 600
 
@@ -61,8 +64,11 @@ openssl rand -hex 32 >"$folder/superlink/superexec-secret"
 for ((node = 0; node < nodes; node++)); do
     mkdir "$folder/node-$node"
     ssh-keygen -q -t ecdsa -b 384 -N "" -C "node-$node" -f "$folder/node-$node/key"
+    ssh-keygen -q -t ed25519 -N "" -C "" -f "$folder/node-$node/identity"
+    echo "node-$node $(cat "$folder/node-$node/identity.pub")" >>"$folder/sites"
+    rm "$folder/node-$node/identity.pub"
     openssl rand -hex 32 >"$folder/node-$node/superexec-secret"
 done
-chmod 600 "$folder"/*.* "$folder"/*/* # ssh-keygen lets others read public keys
+chmod 600 "$folder"/*.* "$folder/sites" "$folder"/*/* # ssh-keygen lets others read public keys
 complete=true
 echo "keys of a SuperLink and $nodes nodes: $folder"

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server_app.record.manifest import Manifest
-from server_app.record.schema import Config
+from server_app.record.schema import Config, SecureRecord, StageRecord
 from shared_model.errors import ConfigError
 from shared_model.model.shape import MODALITIES
 from shared_model.protocol.config import Settings
 from shared_model.protocol.settings import fields_of
+from shared_model.secure.use import LEAST_SITES, MOST_SITES, threshold_of
 from shared_model.stages import STAGES, Stage, stage_of
 
 
@@ -44,6 +45,40 @@ def first_work(settings: Settings, manifest: Manifest) -> Stage | None:
             manifest.require_own_config(stage, stage_config(settings), settings.redo)
             return stage
     return None
+
+
+def require_sites(settings: Settings, nodes: int) -> None:
+    """``ConfigError`` if sums of so many nodes cannot be secure."""
+    if settings.secure and not LEAST_SITES <= nodes <= MOST_SITES:
+        raise ConfigError(
+            "secure sums are of more nodes, or of fewer",
+            where="run-config key 'aggregation'",
+            expected=f"{LEAST_SITES} to {MOST_SITES} nodes",
+            got=str(nodes),
+            todo="of two nodes, each would know the other's update from the sum; start more "
+            "SuperNodes (min-nodes waits for them), or choose another aggregation",
+        )
+
+
+def secure_record(settings: Settings, record: StageRecord, nodes: int) -> SecureRecord | None:
+    """What a stage's sums promise; ``None`` if they are not secure.
+
+    ``ConfigError`` if a stage that was cut off promised something else.
+    """
+    if not settings.secure:
+        return None
+    threshold = threshold_of(settings.secure_threshold, nodes)
+    now: SecureRecord = {"against": settings.secure_against, "threshold": threshold, "sites": nodes}
+    known = record.get("secure", now)
+    if record["rounds"] and known != now:
+        raise ConfigError(
+            "the stage began with other secure sums",
+            where="run-config keys 'secure-against' and 'secure-threshold'",
+            expected=f"{known}",
+            got=f"{now}",
+            todo="restore them, or train the stage again with redo=true",
+        )
+    return now
 
 
 def require_features(

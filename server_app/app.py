@@ -8,7 +8,14 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.exit import add_exit_handler
 
-from server_app.admission import asked_stages, has_work, require_features, stage_config
+from server_app.admission import (
+    asked_stages,
+    has_work,
+    require_features,
+    require_sites,
+    secure_record,
+    stage_config,
+)
 from server_app.aggregation.optimizers import ServerOptimizer
 from server_app.nodes.census import Census, take_census
 from server_app.nodes.novelty import novelty_threshold
@@ -67,6 +74,7 @@ def federate(
     stages = asked_stages(settings)
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
     require_training(census)
+    require_sites(settings, len(census.nodes))
     require_features(stages, census.features(), census.dims, settings.modalities)
     with open_manifest(settings.home_folder, settings.run, flower_run) as manifest:
         manifest.bind(app_record(), census.dataset(), census.features())
@@ -99,7 +107,9 @@ def _run_stage(
     old = manifest.stage(stage.number)
     goes_on = old is None or can_go_on(settings, manifest, old, census)
     record = manifest.begin(stage, stage_config(settings), settings.redo, goes_on)
-    # It may refuse: then nothing is saved.
+    # They may refuse: then nothing is saved.
+    if (secure := secure_record(settings, record, len(census.nodes))) is not None:
+        record["secure"] = secure
     ledger = open_ledger(settings, manifest, record, stage, census, secret)
     if record["app_sha256"] != app_sha256():
         report.say(f"note: the app's code changed since stage {stage.number} began")

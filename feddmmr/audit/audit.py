@@ -8,6 +8,7 @@ from typing import Any
 
 from feddmmr.audit.defences import DEFENCES, Privacy, overrides
 from feddmmr.audit.items import expect_items, items_attack
+from feddmmr.audit.masked import MASKED, expect_masked, masked_attack
 from feddmmr.audit.membership import REFERENCE, membership_attack
 from feddmmr.audit.promotion import KINDS, PROMOTION, SHARES, promotion_attack
 from feddmmr.audit.run import AuditedRun, Overrides
@@ -15,6 +16,7 @@ from shared_model.errors import ConfigError
 from shared_model.fingerprint import app_sha256
 
 ATTACKS = ("items", "membership", "promotion")
+TWINS = {"membership", "promotion"}  # they compare with trainings under other defences
 
 
 def audit(
@@ -40,6 +42,8 @@ def audit(
         rows += membership_attack(run, keys)
     if "promotion" in attacks:
         rows += promotion_attack(run, keys, rounds)
+    if MASKED in attacks:
+        rows += masked_attack(run, privacy, users)
     document = {
         "run": run.name,
         "dataset": {"name": run.dataset.info["name"], "sha256": run.data_sha256},
@@ -50,7 +54,7 @@ def audit(
         "defences": keys,
         "rows": rows,
     }
-    if attacks != ("items",):  # the others have trained the twins
+    if TWINS & set(attacks):  # they have trained the twins
         document["hr@10"] = {name: run.twin(name, keys[name]).hit_rate for name in DEFENCES}
     return document
 
@@ -65,7 +69,9 @@ def _expect(
     """Tell the run's progress what there is to do, so that it can say how long it takes."""
     if "items" in attacks:
         expect_items(run, users)
-    if attacks != ("items",):
+    if MASKED in attacks:
+        expect_masked(run, users)
+    if TWINS & set(attacks):
         for name in (name for name in DEFENCES if not run.is_like(keys[name])):
             run.expect_twin(name)
     if "membership" in attacks:

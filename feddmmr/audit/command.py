@@ -17,6 +17,7 @@ class Attack(StrEnum):
     items = "items"
     membership = "membership"
     promotion = "promotion"
+    secure = "secure"
     all = "all"
 
 
@@ -50,7 +51,8 @@ def audit(
     opened = open_run(
         home.expanduser().resolve(), run, dataset.resolve() if dataset else None, device
     )
-    attacks = ATTACKS if attack is Attack.all else (attack.value,)
+    own = ATTACKS + (("secure",) if opened.secure else ())
+    attacks = own if attack is Attack.all else (attack.value,)
     privacy = privacy_of(opened.settings, clip_norm, noise_multiplier)
     document = audited(opened, attacks, privacy, users, rounds)
     if out is not None:

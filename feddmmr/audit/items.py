@@ -32,7 +32,7 @@ from shared_model.seeds import mix, stable_hash
 
 COHORTS = (1, 10, 100)
 ITEMS = "items"  # what the progress calls it
-_TABLE = "item_embedding.weight"
+TABLE = "item_embedding.weight"
 _MEMBER = "AUC, one member"
 Figures = dict[tuple[str, str, str], list[float]]  # (metric, view, score): one a cohort
 
@@ -43,7 +43,7 @@ def items_attack(run: AuditedRun, privacy: Privacy, users: int) -> list[dict[str
 
     ``users`` users, in the order of a hash, are cut into cohorts; a larger cohort is one.
     """
-    order = np.argsort(mix(stable_hash(run.settings.seed, "audit"), run.dataset.user_keys))
+    order = attacked_order(run)
     rows: list[dict[str, Any]] = []
     for when, attacker, score in chain(table_cases(run, privacy), content_cases(run, privacy)):
         for size in (size for size in COHORTS if size <= run.dataset.num_users):
@@ -54,6 +54,11 @@ def items_attack(run: AuditedRun, privacy: Privacy, users: int) -> list[dict[str
                 run.progress.step(ITEMS, size)
             rows += _rows(f"{when}, {size} user{'s' if size > 1 else ''}", figures)
     return rows
+
+
+def attacked_order(run: AuditedRun) -> Ints:
+    """All users, by a hash: the first ones are attacked."""
+    return np.argsort(mix(stable_hash(run.settings.seed, "audit"), run.dataset.user_keys))
 
 
 def expect_items(run: AuditedRun, users: int) -> None:
@@ -73,8 +78,8 @@ def table_cases(run: AuditedRun, privacy: Privacy) -> Iterator[tuple[str, Attack
     """Stage 1, whose updates have the item table."""
     for when, arrays in (("first round", None), ("released", run.released.arrays)):
         model = run.model(arrays)
-        attacker = Attacker(run.dataset, run.settings, privacy, run.noise_key, model, (_TABLE,))
-        yield when, attacker, _by_row(attacker, direction(attacker))
+        attacker = Attacker(run.dataset, run.settings, privacy, run.noise_key, model, (TABLE,))
+        yield when, attacker, by_row(attacker, direction(attacker))
 
 
 def direction(attacker: Attacker) -> Floats:
@@ -88,7 +93,7 @@ def direction(attacker: Attacker) -> Floats:
     return mean
 
 
-def _by_row(attacker: Attacker, along: Floats) -> Score:
+def by_row(attacker: Attacker, along: Floats) -> Score:
     """Both scores of every row of an update."""
 
     def score(seen: Arrays) -> dict[str, Floats]:
@@ -100,7 +105,7 @@ def _by_row(attacker: Attacker, along: Floats) -> Score:
 
 def _table(attacker: Attacker, seen: Arrays) -> Floats:
     """An update's rows of the warm items. [W, D]"""
-    table: Floats = seen[_TABLE].numpy()[attacker.warm]
+    table: Floats = seen[TABLE].numpy()[attacker.warm]
     return table
 
 

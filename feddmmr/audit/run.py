@@ -61,6 +61,7 @@ class AuditedRun:
     document: ManifestDocument  # the manifest's
     released: Trained
     progress: Progress = field(default_factory=lambda: Progress("audit"))
+    secure: bool = False  # nobody saw a node's update: twins' sums are bare, which come to the same
 
     @property
     def settings(self) -> Settings:
@@ -79,7 +80,7 @@ class AuditedRun:
 
     def settings_of(self, record: StageRecord) -> Settings:
         """The settings of one of the run's stages, on the audit's device."""
-        return parse_settings(_recorded(record) | _here(self.config))
+        return parse_settings(_bare(_recorded(record)) | _here(self.config))
 
     @property
     def work(self) -> Path:
@@ -181,16 +182,23 @@ def open_run(home: Path, name: str, dataset: Path | None, device: str) -> Audite
         )
     own: Overrides = {"run": name, "home": str(home), "stage": STAGE.number, "device": device}
     own |= {"dataset": str(dataset) if dataset else ""}
-    config = _recorded(record) | own
+    config = _bare(_recorded(record)) | own
     node = open_node({"partition-id": 0, "num-partitions": 1}, config)
     _require_same_data(node, document, folder)
-    return AuditedRun(name, config, node, folder, document, _trained(folder, document))
+    trained = _trained(folder, document)
+    secure = record["config"]["aggregation"] == "secure"
+    return AuditedRun(name, config, node, folder, document, trained, secure=secure)
 
 
 def _recorded(record: StageRecord) -> Overrides:
     """The run-config that a stage was trained with, but for where it ran."""
     recorded = {key_of(field): value for field, value in record["config"].items()}
     return default_config(own_app() / "pyproject.toml") | recorded
+
+
+def _bare(config: Overrides) -> Overrides:
+    """The same run-config with bare sums in place of secure ones, which one node has none of."""
+    return config | {"aggregation": "mean"} if config["aggregation"] == "secure" else config
 
 
 def _here(config: Overrides) -> Overrides:

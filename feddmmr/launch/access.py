@@ -18,6 +18,7 @@ class Access:
     client_apps: Sequence[str] = ("--insecure",)  # of the site's worker; none: a SuperNode's own
     connection: str = "insecure = true"  # lines of the connection in config.toml
     public_key: str = ""  # the file to register a node with
+    node_config: str = ""  # what a node is told besides
 
 
 def secured(keys: Path) -> Access:
@@ -51,4 +52,13 @@ def secured(keys: Path) -> Access:
         client_apps=("--insecure", "--superexec-auth-secret-file", f"{node}/superexec-secret"),
         connection=f"root-certificates = {json.dumps(ca)}",
         public_key=f"{node}/key.pub",
+        node_config=_identity(keys),
     )
+
+
+def _identity(keys: Path) -> str:
+    """The node-config of secure sums; empty for keys that were made before there were any."""
+    if not (keys / "sites").is_file():
+        return ""
+    own, sites = f"{keys}/node-{{i}}/identity", f"{keys}/sites"
+    return f" secure-key={json.dumps(own)} secure-sites={json.dumps(sites)}"

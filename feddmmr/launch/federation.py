@@ -129,7 +129,8 @@ class Federation:
         """Start a SuperNode, again if it ran before."""
         port = self._node_ports[number]
         where = ["--superlink", self.nodes_reach, "--port", port]
-        config = ["--node-config", self.nodes[number]]
+        told = _of(number, [self.access.node_config])[0]
+        config = ["--node-config", self.nodes[number] + told]
         program = [*self.supernode, *_of(number, self.access.node)]
         self.start(f"node-{number}", [*program, *where, *config])
         if self.access.client_apps:

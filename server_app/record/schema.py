@@ -178,6 +178,14 @@ class PrivacyLedger(TypedDict):
     epsilon_after: NotRequired[int]
 
 
+class SecureRecord(TypedDict):
+    """What a stage's secure sums promise (docs/security.md)."""
+
+    against: str
+    threshold: int
+    sites: int
+
+
 class StageRecord(TypedDict):
     """What a run recorded for a stage."""
 
@@ -199,6 +207,7 @@ class StageRecord(TypedDict):
     test_dropped: list[Drop]
     privacy: PrivacyLedger | Empty
     memory_novelty: NotRequired[float | None]
+    secure: NotRequired[SecureRecord]
 
 
 class SupersededRound(TypedDict):

@@ -11,6 +11,7 @@ from server_app.nodes.waiting import replies_to
 from server_app.record import report
 from server_app.rounds.replies import Answers, require_share
 from server_app.rounds.result import EvaluationResult, Exchange, RoundResult
+from server_app.rounds.secure import SecureSums
 from server_app.rounds.strategy import Split, StageStrategy
 from shared_model.errors import RoundError
 from shared_model.model.recommender import Arrays
@@ -27,18 +28,30 @@ class Asking:
         self.presence = Presence(grid, strategy.census, strategy.settings)
         self._grid = grid
         self._strategy = strategy
+        secure = strategy.settings.secure
+        self._secure = SecureSums(grid, strategy, self.presence, self._replies) if secure else None
 
     def train(self, round_: int, arrays: Arrays) -> RoundResult:
         """One round from these arrays. ``RoundError`` if too few nodes answered, twice."""
         self.presence.look()
         self.presence.silent.clear()
         record = self._strategy.sending.record(arrays)
-        answers = self._twice(
-            f"round {round_}",
-            lambda: self._try_train(round_, arrays, record),
-            self._strategy.settings.least_trained,
-        )
-        return self._strategy.step(round_, arrays, answers)
+        what, least = f"round {round_}", self._strategy.settings.least_trained
+        if not self._secure:
+            answers = self._twice(what, lambda: self._try_train(round_, arrays, record), least)
+            return self._strategy.step(round_, arrays, answers)
+        secure = self._secure
+        masked = self._twice(what, lambda: secure.attempt(round_, arrays, record), least)
+        total, opening = secure.open(arrays, masked)
+        return self._strategy.step(round_, arrays, masked.after(opening), total)
+
+    def close(self) -> None:
+        """No round comes any more: nodes forget what they kept for the next one."""
+        if self._secure:
+            try:
+                self._secure.forget()
+            except Exception as error:  # noqa: BLE001 (it is over, in whatever way: this is a note)
+                report.say(f"note: nodes were not asked to forget their keys: {error}")
 
     def evaluate(self, round_: int, arrays: Arrays, split: Split) -> EvaluationResult:
         """Metrics over all users; nodes that fail are asked again, then they are left out.

@@ -51,6 +51,7 @@ class StageRun:
         with (
             closing(Events(*where, wanted=settings.tensorboard)) as self.events,
             closing(MlflowStage(*where, self.record, settings.mlflow)) as self.tracked,
+            closing(self.asking),
         ):
             self._rounds(arrays, done)
             self._complete()
@@ -111,8 +112,9 @@ class StageRun:
                 entry["epsilon"] = self.ledger.tell(round_)
         # With noise, every round: a replay may repeat the last release alone. Behind an earlier one
         # that misses another node, later rounds would put noise that is out already on another sum.
-        private = self.ledger is not None
-        saved = due or private or round_ % settings.checkpoint_every == 0
+        # With secure sums, too: a replay with other nodes would tell the difference.
+        bare = self.ledger is None and not settings.secure
+        saved = due or not bare or round_ % settings.checkpoint_every == 0
         self._finish_round(entry, started, result.arrays if saved else None)
         return result.arrays
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -28,7 +28,7 @@ from server_app.rounds.replies import (
 )
 from server_app.rounds.result import EvaluationResult, RoundResult
 from server_app.rounds.sending import Sending
-from shared_model.errors import NodeError
+from shared_model.errors import ConfigError, NodeError
 from shared_model.fingerprint import app_sha256
 from shared_model.model.recommender import Arrays
 from shared_model.protocol import messages
@@ -118,6 +118,7 @@ class StageStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new global arrays, and the round's sums. An empty round changes nothing."""
+        require_bare(self.settings)
         start = messages.from_record(self._start)
         answers = self.updates(start, replies)
         require_share(answers, self.settings.least_trained, len(self.census.nodes))
@@ -186,9 +187,14 @@ class StageStrategy(Strategy):
         answers = usable_replies(self.census, replies).read(read)
         return answers if self.noising else bounded(answers, self.settings.aggregation)
 
-    def step(self, round_: int, arrays: Arrays, answers: Answers[LocalUpdate]) -> RoundResult:
-        """The server optimizer's step from ``arrays``; none if nobody trained."""
-        mean, release = self._mean(round_, arrays, answers)
+    def step(
+        self, round_: int, arrays: Arrays, answers: Answers[Any], total: LocalUpdate | None = None
+    ) -> RoundResult:
+        """The server optimizer's step from ``arrays``; none if nobody trained.
+
+        ``answers`` are updates; or whatever they are, ``total`` is their secure sum.
+        """
+        mean, release = self._mean(round_, arrays, answers, total)
         result = RoundResult(
             arrays=arrays,
             participants=0,
@@ -214,7 +220,7 @@ class StageStrategy(Strategy):
             arrays=new,
             participants=mean.participants,
             targets=mean.targets,
-            loss=None if self.noising else mean.loss,
+            loss=None if self.noising or total else mean.loss,
             logs=mixture_logs(new, mean) if self.stage.mixes else {},
         )
 
@@ -258,11 +264,12 @@ class StageStrategy(Strategy):
         return self.sending.requests(content, self.census.nodes, message_type, more or {})
 
     def _mean(
-        self, round_: int, arrays: Arrays, answers: Answers[LocalUpdate]
+        self, round_: int, arrays: Arrays, answers: Answers[Any], total: LocalUpdate | None
     ) -> tuple[RoundUpdate | None, Release | None]:
         """The nodes' updates as one, and its release; ``None`` if nobody trained, which noise would
         not tell."""
-        parts, settings = [update for _, update in answers.usable], self.settings
+        settings = self.settings
+        parts = [update for _, update in answers.usable] if total is None else [total]
         if self.noising is None:
             mean = reduce_updates(parts, arrays, settings.aggregation, settings.trim_share)
             return mean, None
@@ -270,6 +277,17 @@ class StageStrategy(Strategy):
         absent = [node for node in self.census.nodes.values() if node.name not in present]
         mean = self.noising.mean(parts, arrays, round_, absent)
         return mean, self.noising.release(round_, absent)
+
+
+def require_bare(settings: Settings) -> None:
+    """``ConfigError`` in Flower's own loop, which has no message that opens a secure sum."""
+    if settings.secure:
+        raise ConfigError(
+            "secure sums are opened by more than the four hooks",
+            where="run-config key 'aggregation'",
+            expected="the loop of server_app/rounds/loop.py",
+            got="Strategy.start",
+        )
 
 
 def _asks(reply: Message) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared_model.errors import ConfigError
-from shared_model.protocol.dp_rules import check_promise
+from shared_model.protocol.dp_rules import check_promise, check_secure
 from shared_model.protocol.rules import Rule
 from shared_model.protocol.settings import DECLARED
 from shared_model.protocol.settings import Settings as Settings
@@ -38,6 +38,7 @@ def parse_settings(run_config: Mapping[str, Value]) -> Settings:
             expected="hidden-size as a multiple of num-heads",
             got=f"{settings.hidden_size} and {settings.num_heads}",
         )
+    check_secure(settings)
     check_promise(settings)
     return settings
 

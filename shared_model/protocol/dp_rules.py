@@ -1,6 +1,7 @@
-"""Which settings can keep a promise of differential privacy; the others are refused.
+"""Which settings can keep a promise of differential privacy, or fit secure sums, and which not.
 
-docs/privacy.md says why. What needs the manifest or the data is in server_app/privacy/ledger.py.
+docs/privacy.md and docs/security.md say why. What needs the manifest or the data is in
+server_app/privacy/ledger.py.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ if TYPE_CHECKING:  # the command reads the limits below whenever it starts, and 
 LEAST_NOISE = 0.1  # of the noise: below, the accountant's grid is too coarse and epsilon beyond use
 MOST_NOISE = 2.0**16  # more than any budget needs
 LEAST_FRACTION = 1e-6  # of the users in a round: below, the accountant has no numbers
+_SECURE = (
+    "aggregation='secure' needs dp-clip-norm > 0, by which nodes clip each user, with "
+    "weighting='uniform', and neither candidates nor wire-dtype; or choose another aggregation"
+)
 
 
 def check_promise(settings: "Settings") -> None:
@@ -37,17 +42,43 @@ def check_promise(settings: "Settings") -> None:
         _refuse("the memory's threshold is not noised", "memory-novelty", ">= 0, as in 0.3", "open")
     if clips and settings.weighting != "uniform":
         _refuse("each user has one clip norm", "weighting", "uniform", settings.weighting)
-    if noise and settings.aggregation != "mean":
+    if noise and settings.aggregation not in ("mean", "secure"):
         # the others scale or choose nodes by what they sent: no bound on what one user changes
         _refuse("only a plain sum can be noised", "aggregation", "mean", settings.aggregation)
 
 
-def _refuse(what: str, key: str, expected: str, got: object) -> None:
+def check_secure(settings: "Settings") -> None:
+    """``ConfigError`` for a key that ``aggregation="secure"`` cannot go with, in one line."""
+    if not settings.secure:
+        return
+    if not settings.dp_clip_norm:
+        # The server sees no node's norm: no limit, median or trimmed mean has anything to look at.
+        _refuse("no update's size can be checked by the server", "dp-clip-norm", "> 0", 0, _SECURE)
+    if settings.weighting != "uniform":
+        got = settings.weighting
+        _refuse("each user has one clip norm", "weighting", "uniform", got, _SECURE)
+    if settings.candidates:
+        # Whose rows a sum has is what nobody may see.
+        _refuse(
+            "the rows of some items tell which", "candidates", "0", settings.candidates, _SECURE
+        )
+    if settings.wire_dtype != "float32":
+        # Masked vectors are integers of their own kind, of 32 bits.
+        got = settings.wire_dtype
+        _refuse("masked sums have a format of their own", "wire-dtype", "float32", got, _SECURE)
+    if settings.private and settings.dp_noise_on == "nodes":
+        # Its noise is real numbers with no bound, which do not fit into integers of a fixed range.
+        what = "noise of real numbers fits no masked sum"
+        _refuse(what, "dp-noise-on", "server", "nodes", _SECURE)
+
+
+def _refuse(what: str, key: str, expected: str, got: object, todo: str = "") -> None:
     raise ConfigError(
         what,
         where=f"run-config key '{key}'",
         expected=expected,
         got=str(got),
-        todo="differential privacy needs dp-clip-norm and dp-noise-multiplier > 0 with "
-        "weighting='uniform' and aggregation='mean'",
+        todo=todo
+        or "differential privacy needs dp-clip-norm and dp-noise-multiplier > 0 with "
+        "weighting='uniform' and aggregation='mean' or 'secure'",
     )

@@ -1,4 +1,6 @@
-"""The wire: round plans, updates and metric sums as Flower records. No other file here knows flwr.
+"""The wire: round plans, updates and metric sums as Flower records.
+
+No other file here knows flwr, but for secure_messages.py, which has what masked sums add.
 
 Actions (Flower message types): ``query.prepare`` asks a node what it hosts, ``query.novelty`` what
 its users' memories meet, ``query.items`` which items a round's participants met, ``train`` runs a
@@ -12,7 +14,8 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import RecordDict as RecordDict
 
 from shared_model.errors import NodeError, WorkerError
 from shared_model.memory.memory import NOVELTY_BINS, Ints
@@ -263,10 +266,18 @@ def content_bytes(content: RecordDict) -> int:
     for record in content.array_records.values():
         total += sum(len(array.data) for array in record.values())
     for config in content.config_records.values():
-        total += sum(len(key) + len(str(value)) for key, value in config.items())
+        total += sum(len(key) + _size(value) for key, value in config.items())
     for metrics in content.metric_records.values():
         total += sum(len(key) + len(str(value)) for key, value in metrics.items())
     return total
+
+
+def _size(value: object) -> int:
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, list) and value and isinstance(value[0], bytes):
+        return sum(map(len, value))
+    return len(str(value))
 
 
 def _as(kind: type[_Kind], content: RecordDict, name: str) -> _Kind:

@@ -57,6 +57,9 @@ SWITCH = Rule("a bool", lambda _: True)
 POSITIVE = Rule("a finite number > 0", lambda value: 0 < value < float("inf"))
 NOT_NEGATIVE = Rule("a finite number >= 0", lambda value: 0 <= value < float("inf"))
 FINITE = Rule("a finite number", lambda value: abs(value) < float("inf"))
+TWO_THIRDS = Rule(
+    "0 (two thirds), or a number from 2/3 to 1", lambda value: value == 0 or 2 / 3 <= value <= 1
+)
 SHARE = Rule("a number in (0, 1]", lambda value: 0 < value <= 1)
 DROPOUT = Rule("a number in [0, 0.9]", lambda value: 0 <= value <= 0.9)
 

@@ -24,6 +24,7 @@ from shared_model.protocol.rules import (
     SHARE,
     STAGE,
     SWITCH,
+    TWO_THIRDS,
     Scope,
     Setting,
     at_least,
@@ -34,7 +35,8 @@ from shared_model.protocol.rules import (
 SERVER_OPTIMIZERS = ("sgd", "momentum", "adam")
 SERVER_SCHEDULES = ("constant", "decay")
 WEIGHTINGS = ("targets", "uniform")
-AGGREGATIONS = ("clipped", "mean", "median", "trimmed")
+AGGREGATIONS = ("clipped", "mean", "median", "trimmed", "secure")
+SERVERS = ("lying", "curious")
 NOISE_ON = ("server", "nodes")
 _WHOLE, _DRAWN = 30_000, 2_048  # warm items: of up to so many all compete, of more a sample
 WIRE_DTYPES = ("float32", "bfloat16", "int8")
@@ -63,6 +65,8 @@ class Settings:
     weighting: Annotated[str, Setting(one_of(*WEIGHTINGS), "stage")]
     aggregation: Annotated[str, Setting(one_of(*AGGREGATIONS), "stage")]
     trim_share: Annotated[float, Setting(number_in(0, 0.5), "stage")]
+    secure_threshold: Annotated[float, Setting(TWO_THIRDS, "operational")]
+    secure_against: Annotated[str, Setting(one_of(*SERVERS), "operational")]
     dp_clip_norm: Annotated[float, Setting(NOT_NEGATIVE, "stage")]
     dp_noise_multiplier: Annotated[float, Setting(NOT_NEGATIVE, "stage")]
     dp_epsilon: Annotated[float, Setting(NOT_NEGATIVE, "stage")]
@@ -154,9 +158,10 @@ class Settings:
     def drawn_candidates(self, stage: int, warm: int) -> int:
         """How many items of ``warm`` are drawn for the loss of a round of Stage 1; 0 = all compete.
 
-        None with noise, which is on every row of the table, and covers nothing that is said aside.
+        None with noise, which is on every row of the table, and covers nothing that is said aside;
+        none with secure sums, which hide every row.
         """
-        if stage != 1 or self.private:
+        if stage != 1 or self.private or self.secure:
             return 0
         count = self.candidates or (0 if warm <= _WHOLE else _DRAWN)
         return count if 2 * count < warm else 0
@@ -169,8 +174,16 @@ class Settings:
     @property
     def least_trained(self) -> float:
         """Share of the nodes that a round of training needs: ``min-participation``, or all where
-        each draws a share of the noise, since a sum without one of them would lack it."""
+        each draws a share of the noise, since a sum without one of them would lack it; at least
+        two thirds where sums are secure."""
+        if self.secure:
+            return max(self.secure_threshold or 2 / 3, self.min_participation)
         return 1.0 if self.private and self.dp_noise_on == "nodes" else self.min_participation
+
+    @property
+    def secure(self) -> bool:
+        """Whether nobody sees a node's update: sums are made of masked vectors."""
+        return self.aggregation == "secure"
 
     @property
     def home_folder(self) -> Path:

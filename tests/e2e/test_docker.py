@@ -84,11 +84,12 @@ def test_every_site_has_its_own_data_key_secret_and_network() -> None:
         assert read_only
         assert "/data" not in mounts(node)
         assert secrets(node) == {"ca.crt", f"node-{i}-key", f"node-{i}-superexec"}
-        assert secrets(app) == {f"node-{i}-superexec"}
+        assert secrets(app) == {f"node-{i}-superexec", f"node-{i}-identity", "sites"}
         assert networks(app) == {f"site-{i}"}
         assert networks(node) == {"nodes", f"site-{i}"}
         assert document["networks"][f"site-{i}"]["internal"]
-        assert f'--node-config=data-dir="/data" name="node-{i}"' in node["command"]
+        told = f'--node-config=data-dir="/data" name="node-{i}" secure-key="/run/secrets/identity"'
+        assert f'{told} secure-sites="/run/secrets/sites"' in node["command"]
     assert networks(services["server-app"]) == {"server"}
     assert mounts(services["server-app"])["/state/.feddmmr"][0].endswith("/artifacts")
 
@@ -148,7 +149,7 @@ def test_flower_knows_every_option(name: str) -> None:
         options = parser.parse_args(options)  # exits at one that it does not know
         if config := getattr(options, "node_config", None):
             assert {*parse_config_args([config])} in (
-                {"data-dir", "name"},
+                {"data-dir", "name", "secure-key", "secure-sites"},
                 {"partition-id", "num-partitions"},
             )
 

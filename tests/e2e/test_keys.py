@@ -20,6 +20,7 @@ from feddmmr.launch.federation import Federation, eventually, processes_of
 from feddmmr.launch.federation_command import federation
 from feddmmr.launch.flwr_cli import RunError
 from shared_model.errors import ConfigError
+from shared_model.secure.identity import read_identity
 from tests.support.paths import ROOT
 
 DOCKER, NODES = ROOT / "docker", range(3)
@@ -68,10 +69,18 @@ def test_flower_accepts_the_keys_and_they_are_all_different(keys: Path) -> None:
     assert (len(public), len(hidden)) == (len(NODES), len(NODES) + 1)
 
 
+def test_every_site_pins_all_and_has_its_own_identity(keys: Path) -> None:
+    for i in NODES:
+        known = read_identity(f"node-{i}", keys / f"node-{i}" / "identity", keys / "sites")
+        assert list(known.pins or {}) == [f"node-{j}" for j in NODES]
+    told = secured(keys).node_config.replace("{i}", "1")
+    assert told == f' secure-key="{keys}/node-1/identity" secure-sites="{keys}/sites"'
+
+
 def test_all_of_it_is_for_the_owner_alone(keys: Path) -> None:
     for path in (keys, *keys.rglob("*")):
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
-    expected = {"ca.crt", "ca.key", "superlink", *(f"node-{i}" for i in NODES)}
+    expected = {"ca.crt", "ca.key", "sites", "superlink", *(f"node-{i}" for i in NODES)}
     assert {path.name for path in keys.iterdir()} == expected
 
 

@@ -15,6 +15,7 @@ from tests.support.paths import ROOT
 SETTINGS = parse_settings(default_config(ROOT / "pyproject.toml"))
 OPERATIONAL = {"stage", "run", "home", "dataset", "redo", "round_timeout", "min_nodes"}
 OPERATIONAL |= {"node_timeout", "min_participation", "checkpoint_every"}
+OPERATIONAL |= {"secure_threshold", "secure_against"}  # a stage's record has them apart
 OPERATIONAL |= {"users_per_batch", "device", "tensorboard", "mlflow"}
 SHARED = (
     "seed",
