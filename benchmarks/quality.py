@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.ablations import BACKBONE, NAMES, Changes, Row, squeezed_dataset, table_rows
 from benchmarks.output import write_json
-from benchmarks.quality_table import print_table
+from benchmarks.quality_parts.table import print_table
 from client_app.data.compile import publish, temporary_sibling
 from client_app.data.content import content_dims
 from client_app.data.dataset import Dataset, open_dataset

@@ -17,11 +17,11 @@ from client_app.training.train import train_round
 from shared_model.errors import FedDMMRError, NodeError
 from shared_model.model.recommender import Recommender, load_groups
 from shared_model.protocol import messages, secure_messages
-from shared_model.protocol.packing import is_packed, pack, unpack
 from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
 from shared_model.protocol.secure_messages import SecureRequest
 from shared_model.protocol.wire import down, up
 from shared_model.stages import TABLE, Stage, group_of, stage_of
+from shared_model.transport.packing import is_packed, pack, unpack
 
 app = ClientApp()
 

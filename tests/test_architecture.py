@@ -98,7 +98,7 @@ def test_every_room_is_named_and_none_is_crowded() -> None:
         top = room.relative_to(ROOT).parts[0]
         told = re.search(rf"^{top}/.*(\n .*)*", text, flags=re.MULTILINE)
         assert told
-        assert room.name in f"{top} {told[0]} speed_parts fault_parts reading", room
+        assert room.name in f"{top} {told[0]} speed_parts fault_parts quality_parts reading", room
 
 
 def test_what_is_cited_stands_in_architecture() -> None:

@@ -1,6 +1,4 @@
-"""The wire: round plans, updates and metric sums as Flower records.
-
-No other file here knows flwr, but for secure_messages.py, which has what masked sums add.
+"""The wire: round plans, updates and metric sums as Flower records (masked: secure_messages.py).
 
 Actions (Flower message types): ``query.prepare`` asks a node what it hosts, ``query.novelty`` what
 its users' memories meet, ``query.items`` which items a round's participants met, ``train`` runs a
@@ -14,7 +12,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.app import RecordDict as RecordDict
 
 from shared_model.errors import NodeError, WorkerError
@@ -23,8 +21,6 @@ from shared_model.model.recommender import Arrays
 from shared_model.protocol.metrics import MetricSums, faulty_sums
 from shared_model.protocol.node_report import MOST, check_report
 from shared_model.protocol.node_report import NodeReport as NodeReport
-from shared_model.protocol.npy import tensor
-from shared_model.protocol.packing import unpack
 from shared_model.protocol.plan import (
     EvaluationPlan,
     LocalUpdate,
@@ -34,6 +30,9 @@ from shared_model.protocol.plan import (
 )
 from shared_model.protocol.wire import ROWS as ROWS
 from shared_model.stages import TABLE
+from shared_model.transport.npy import from_record as from_record
+from shared_model.transport.npy import to_record as to_record
+from shared_model.transport.packing import unpack
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -108,16 +107,6 @@ def ask_for_frozen(sha256: str) -> RecordDict:
 def needs_frozen(content: RecordDict) -> bool:
     """Whether a reply asks for the frozen groups, or for the whole item table."""
     return "needs" in content.config_records
-
-
-def to_record(arrays: Arrays) -> ArrayRecord:
-    """Named tensors as Flower arrays (``.npy`` bytes, no pickle)."""
-    return ArrayRecord({n: Array(t.detach().cpu().numpy()) for n, t in arrays.items()})
-
-
-def from_record(record: ArrayRecord) -> Arrays:
-    """Flower arrays as named tensors; ``NodeError`` for bytes that are no array."""
-    return {name: tensor(name, array.data) for name, array in record.items()}
 
 
 def arrays_content(arrays: Arrays) -> RecordDict:

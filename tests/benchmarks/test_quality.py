@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.ablations import NAMES
 from benchmarks.quality import main
-from benchmarks.quality_table import print_table
+from benchmarks.quality_parts.table import print_table
 from client_app.data.compile import write_dataset
 from client_app.data.dataset import open_dataset
 from server_app.record.checkpoint import load_checkpoint

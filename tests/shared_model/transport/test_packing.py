@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from shared_model.errors import NodeError
-from shared_model.protocol.packing import is_packed, pack, unpack
+from shared_model.transport.packing import is_packed, pack, unpack
 
 ARRAYS = ArrayRecord(
     {

@@ -1,4 +1,4 @@
-"""Arrays of a peer's ``.npy`` bytes, in which nothing is believed."""
+"""Tensors as Flower arrays, and back from a peer's ``.npy`` bytes, in which nothing is believed."""
 
 import struct
 from functools import lru_cache
@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import Array, ArrayRecord
 
 from shared_model.errors import NodeError
+from shared_model.model.recommender import Arrays
 
 _HEADER = struct.Struct("<8sH")  # of .npy 1.0: magic and version, and the length of what follows
 
@@ -22,7 +24,7 @@ def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     return *np.lib.format.read_array_header_1_0(stream), stream.tell()
 
 
-def tensor(name: str, data: bytes) -> torch.Tensor:
+def _tensor(name: str, data: bytes) -> torch.Tensor:
     """The array of ``.npy`` bytes. Its size has to fit them: no header makes anyone allocate."""
     try:
         _, length = _HEADER.unpack_from(data)
@@ -32,3 +34,13 @@ def tensor(name: str, data: bytes) -> torch.Tensor:
     except Exception as error:  # a peer's bytes fail in a dozen ways, all of which are one
         got = f"{type(error).__name__}: {error}"[:200]
         raise NodeError("unreadable array", where=ascii(name), got=got) from error
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """Named tensors as Flower arrays (``.npy`` bytes, no pickle)."""
+    return ArrayRecord({n: Array(t.detach().cpu().numpy()) for n, t in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> Arrays:
+    """Flower arrays as named tensors; ``NodeError`` for bytes that are no array."""
+    return {name: _tensor(name, array.data) for name, array in record.items()}
