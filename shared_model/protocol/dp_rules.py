@@ -33,6 +33,9 @@ def check_promise(settings: "Settings") -> None:
         _refuse("nothing is left under it", "dp-noise-multiplier", f"<= {MOST_NOISE:g}", noise)
     if noise and settings.fraction_train < LEAST_FRACTION:
         _refuse("nobody takes part", "fraction-train", ">= 1e-6", settings.fraction_train)
+    if noise and settings.candidates:
+        # Noise is on every row of the item table, and covers nothing that is told of some.
+        _refuse("with noise all items compete", "candidates", "0", settings.candidates)
     if settings.dp_noise_on == "nodes" and not noise:
         _refuse("without noise no node draws any", "dp-noise-multiplier", "> 0", "0")
     if settings.dp_epsilon and not noise:

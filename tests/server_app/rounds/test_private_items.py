@@ -16,6 +16,7 @@ from shared_model.protocol.plan import RoundPlan
 from tests.support.strategy import DEFAULTS
 
 NOISE = {"dp-clip-norm": 1.0, "dp-noise-multiplier": 1.0, "weighting": "uniform"}
+MASKS = {"dp-clip-norm": 1.0, "weighting": "uniform", "aggregation": "secure"}
 
 
 @pytest.mark.parametrize(
@@ -25,9 +26,10 @@ NOISE = {"dp-clip-norm": 1.0, "dp-noise-multiplier": 1.0, "weighting": "uniform"
         ({}, {}, False),
         ({}, {"candidates": 5, "draw": "secret"}, False),
         (NOISE | {"aggregation": "mean", "stage": 1}, {"candidates": 5}, False),
+        (MASKS, {"candidates": 5}, False),
     ],
 )
-def test_a_node_tells_its_items_for_rounds_without_noise_alone(
+def test_a_node_tells_its_items_for_rounds_without_noise_or_masks_alone(
     small_dataset: Dataset, tmp_path: Path, settings: Any, asked: Any, told: bool
 ) -> None:
     own = {"dataset": str(small_dataset.folder), "home": str(tmp_path)}

@@ -20,6 +20,9 @@ PRIVATE = DEFAULTS | {
 }
 
 
+SECURE = {"dp-noise-multiplier": 0.0, "aggregation": "secure"}
+
+
 def test_a_private_run_is_told_from_others() -> None:
     assert parse_settings(PRIVATE).private
     assert not parse_settings(DEFAULTS).private
@@ -50,6 +53,9 @@ def test_a_private_run_is_told_from_others() -> None:
         ({"dp-epsilon": float("inf")}, "'dp-epsilon'"),
         ({"dp-delta": 0.0}, "'dp-delta'"),
         ({"dp-delta": 1.0}, "'dp-delta'"),
+        ({"candidates": 512}, "'candidates'; expected 0; got 512"),
+        (SECURE | {"candidates": 512}, "'candidates'; expected 0; got 512"),
+        (SECURE | {"wire-dtype": "int8"}, "'wire-dtype'; expected float32; got int8"),
     ],
 )
 def test_what_cannot_keep_a_promise_is_refused(changed: dict[str, Any], named: str) -> None:
