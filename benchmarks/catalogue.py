@@ -23,10 +23,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.output import write_json
+from benchmarks.output import one_line_errors, write_json
 from benchmarks.populations import made_up
 from feddmmr.launch.command import merge, own_app
-from shared_model.errors import FedDMMRError, RoundError
+from shared_model.errors import RoundError
 
 Row = dict[str, Any]
 _NODES = 2
@@ -124,13 +124,10 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     args = parser.parse_args(given)
-    try:
+    with one_line_errors():
         with tempfile.TemporaryDirectory() as name:
             rows = benchmark(args, Path(name))
         write_json(args.out, {"rows": rows})
-    except (FedDMMRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print_table(rows)
 
 

@@ -16,7 +16,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.output import write_json
+from benchmarks.output import one_line_errors, write_json
 from client_app.data.dataset import open_dataset
 from client_app.data.demo import demo_dataset
 from feddmmr.launch.federation import free_ports
@@ -187,7 +186,5 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except FedDMMRError as error:
-        sys.exit(f"error: {error}")

@@ -9,13 +9,12 @@ command goes on where a killed one stopped. Everything about a row in the JSON c
 
 import argparse
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.ablations import BACKBONE, NAMES, Changes, Row, squeezed_dataset, table_rows
-from benchmarks.output import write_json
+from benchmarks.output import one_line_errors, write_json
 from benchmarks.quality_parts.table import print_table
 from client_app.data.compile import publish, temporary_sibling
 from client_app.data.content import content_dims
@@ -25,7 +24,7 @@ from feddmmr.launch.command import checked, merge, own_app
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.manifest import Record, open_manifest
 from server_app.record.schema import ManifestDocument
-from shared_model.errors import ConfigError, DataError, FedDMMRError, ManifestError
+from shared_model.errors import ConfigError, DataError, ManifestError
 from shared_model.protocol.config import key_of
 
 RUN, LOG = "quality", "log.txt"
@@ -162,11 +161,8 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
 
 def main(given: list[str] | None = None) -> None:
     """Run the rows and print the table; an error is one line and exit code 1."""
-    try:
+    with one_line_errors():
         result = benchmark(_arguments(given))
-    except (FedDMMRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print_table(result)
 
 

@@ -25,7 +25,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.output import write_json
+from benchmarks.output import one_line_errors, write_json
 from benchmarks.populations import made_up
 from client_app.data.dataset import open_dataset
 from feddmmr.launch.command import merge, own_app
@@ -34,7 +34,7 @@ from server_app.aggregation.optimizers import ServerOptimizer
 from server_app.nodes.census import take_census
 from server_app.rounds.exchange import Asking
 from server_app.rounds.strategy import StageStrategy
-from shared_model.errors import FedDMMRError, RoundError
+from shared_model.errors import RoundError
 from shared_model.model.recommender import Arrays, build, read_groups
 from shared_model.protocol.config import Value, default_config, parse_settings
 from shared_model.stages import stage_of
@@ -182,14 +182,11 @@ def main(given: list[str] | None = None) -> None:
         return
     if args.out is None:
         parser.error("--out is required")
-    try:
+    with one_line_errors():
         with tempfile.TemporaryDirectory() as name:
             rows = benchmark(args, Path(name))
         found = compared(rows)
         write_json(args.out, {"rows": rows, "compared": found})
-    except (FedDMMRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print_table(rows, found)
 
 

@@ -9,7 +9,6 @@ Bytes are those of Flower's protocol buffers, in a round of their own.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -24,14 +23,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.output import write_json
+from benchmarks.output import one_line_errors, write_json
 from feddmmr.launch.command import merge, own_app
 from feddmmr.launch.in_process import InProcessGrid
 from server_app.aggregation.optimizers import ServerOptimizer
 from server_app.nodes.census import take_census
 from server_app.rounds.exchange import Asking
 from server_app.rounds.strategy import StageStrategy
-from shared_model.errors import FedDMMRError
 from shared_model.model.recommender import Arrays, build, read_groups
 from shared_model.protocol.config import Value, default_config, parse_settings
 from shared_model.stages import stage_of
@@ -155,15 +153,12 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     args = parser.parse_args(given)
-    try:
+    with one_line_errors():
         with tempfile.TemporaryDirectory() as home:
             config = default_config(own_app() / "pyproject.toml") | CLIPPED | {"home": home}
             config |= {"dataset": args.dataset, "num-rounds": args.rounds + 2}
             rows = measure(config | merge([], args.set), args.nodes, args.rounds)
         write_json(args.out, {"threads": torch.get_num_threads(), "rows": rows})
-    except (FedDMMRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print_table(rows)
 
 

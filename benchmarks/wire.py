@@ -9,7 +9,6 @@ model of the stage, down and up, to every node in every round.
 """
 
 import argparse
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -23,11 +22,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.output import write_json
+from benchmarks.output import one_line_errors, write_json
 from feddmmr.launch.command import merge, own_app
 from feddmmr.launch.in_process import InProcessGrid
 from server_app.app import federate
-from shared_model.errors import FedDMMRError
 from shared_model.protocol import messages
 from shared_model.protocol.config import Value, default_config, parse_settings
 
@@ -141,16 +139,13 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     args = parser.parse_args(given)
-    try:
+    with one_line_errors():
         with tempfile.TemporaryDirectory() as home:
             config = default_config(own_app() / "pyproject.toml") | {"home": home}
             config |= {"dataset": args.dataset, "num-rounds": args.rounds}
             config |= {"evaluate-every": args.rounds} | merge([], args.set)
             rows = summary(measure(config, args.nodes))
         write_json(args.out, rows)
-    except (FedDMMRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print_table(rows)
 
 

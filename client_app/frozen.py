@@ -1,7 +1,7 @@
 """The frozen groups that a node holds on its disk, by content hash.
 
 A stage's frozen groups reach a node once (invariant 5): they lie below ``home``, since in a real
-deployment every message is a new process. What is missing, cut or changed there counts as lost, and
+deployment a message can be a new process. What is missing, cut or changed there counts as lost, and
 the node asks for it again. So the oldest can go: a node holds those that were used last.
 """
 

@@ -1,6 +1,6 @@
 """A node as a site of secure aggregation: its identity, and its session's file.
 
-In a real deployment every message is a new process, so what a session is lies on the disk, for its
+In a real deployment a message can be a new process, so what a session is lies on the disk, for its
 owner alone. A mask's number is written down before the mask is used: a process that is killed in
 between has lost the round, and no mask serves twice.
 """

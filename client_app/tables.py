@@ -2,7 +2,7 @@
 
 A request then brings the rows that changed since a version that the node answered to. A version is
 a file below ``home``: rows and the version that they change, or now and then a whole table, since
-in a real deployment every message is a new process. What is missing, cut or changed there counts as
+in a real deployment a message can be a new process. What is missing, cut or changed there counts as
 lost: the node asks for the whole table. A process that goes on keeps its table in memory, too, and
 neither reads nor hashes more than the rows that come.
 """

@@ -5,6 +5,7 @@ Started by its path, without this package, so that every other import is the bun
 
 import sys
 from collections.abc import Callable
+from logging import ERROR
 from multiprocessing.connection import Connection
 
 from flwr.app import Context, Error, Message
@@ -48,11 +49,11 @@ def answer(load: Callable[[], ClientApp], message: Message, context: Context) ->
     try:
         return load()(message=message, context=context)
     except LoadClientAppError as error:
-        log(40, "the ClientApp could not be loaded", exc_info=error)
+        log(ERROR, "the ClientApp could not be loaded", exc_info=error)
         code = ErrorCode.LOAD_CLIENT_APP_EXCEPTION
         reason = "An exception was raised when attempting to load `ClientApp`"
     except Exception as error:  # noqa: BLE001 (whatever it raises is its answer)
-        log(40, "the ClientApp raised an exception", exc_info=error)
+        log(ERROR, "the ClientApp raised an exception", exc_info=error)
         reason = f"{type(error)}:<'{error}'>"
     return Message(Error(code=code, reason=reason), reply_to=message)
 

@@ -1,5 +1,7 @@
 """Flower's executor of a SuperExec, as one resident worker: see `Executor` in Flower 1.42."""
 
+from logging import INFO
+
 from flwr.supercore import log
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
@@ -12,7 +14,7 @@ class ResidentExecutor:
     """Runs each ClientApp task to its end before the next is looked for: a node has one at once."""
 
     def __init__(self) -> None:
-        self._keeper = Keeper(lambda line: log(20, line))
+        self._keeper = Keeper(lambda line: log(INFO, line))
 
     def get_eligible_capacity(
         self,

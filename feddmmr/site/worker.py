@@ -129,9 +129,10 @@ class Keeper:
 
     def _for(self, bundle: Bundle) -> Worker:
         """A worker that can be asked and has that code."""
-        if self._worker is not None and not (self._worker.usable and self._worker.bundle == bundle):
-            if self._worker.bundle != bundle:
-                self.say(f"a run has other code: a new worker instead of {self._worker.pid}")
+        if self._worker is not None and self._worker.bundle != bundle:
+            self.say(f"a run has other code: a new worker instead of {self._worker.pid}")
+            self.close()
+        if self._worker is not None and not self._worker.usable:
             self.close()
         if self._worker is None:
             self._worker = Worker(bundle)

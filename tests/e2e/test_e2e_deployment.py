@@ -1,8 +1,7 @@
 """Real processes with TLS and keys: two nodes with folders of their own run all three stages.
 
 Strangers get nothing, a node that is killed in mid-run comes back, and all that the nodes send is
-looked through. One federation for all of it, since each message costs seconds: a node starts a
-Python for it.
+looked through. One federation for all of it, since starting one costs most of the time.
 """
 
 import subprocess
@@ -31,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc"),
 ]
 
-PROJECT, NODES = ROOT, 2  # one that is killed, and one that is not: each message costs seconds
+PROJECT, NODES = ROOT, 2  # one that is killed, and one that is not
 # Heartbeats every 4 s instead of 20, the quickest that a SuperLink allows: it then notices within
 # 20 s that a node was killed, not within 60. And a node looks for messages more often than every
 # 3 s. The program has options for neither.

@@ -10,7 +10,7 @@ from feddmmr.launch.in_process import run_in_process
 from tests.support.staged import SETTINGS
 
 RUN = "deployed"
-# One round a stage, since each message costs seconds: a node starts a Python for it.
+# One round a stage: what more rounds would show, tests in one process show in less time.
 TRAINED: dict[str, Any] = {**SETTINGS, "num_rounds": 1, "seed": 1, "server_schedule": "constant"}
 # All nodes have to answer, and the limits are far more than they need.
 DEPLOYED: dict[str, Any] = {"run": RUN, "min_participation": 1.0, "node_timeout": 300.0}
