@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import pytest
 from feddmmr.benchmark import command, training
 from feddmmr.benchmark.prepare import prepare
 from feddmmr.benchmark.registry import benchmark_of
+from feddmmr.launch.federation import free_ports
 from shared_model.errors import ConfigError
 from tests.conftest import CutError
+from tests.support.flower import end_processes
 from tests.support.paths import ROOT
 from tests.support.runs_command import Feddmmr
 from tests.support.staged import SETTINGS, watching, write_mixed
@@ -116,8 +118,19 @@ def test_a_killed_benchmark_goes_on_and_ends_the_same(
     assert "resumed after round" in (tmp_path / "mixed/logs/stages-seed0-stage2.txt").read_text()
 
 
+@pytest.fixture
+def own_flower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A SuperLink apart from the user's, which ends with the test."""
+    http, control = free_ports(2)
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
+    monkeypatch.setenv("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", http)
+    monkeypatch.setenv("FLWR_LOCAL_CONTROL_API_PORT", control)
+    yield
+    end_processes(tmp_path / "flower")
+
+
 def test_flower_is_asked_for_the_same_runs(
-    done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    done: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_flower: None
 ) -> None:
     """Submitted configurations are those of the in-process runs; Flower itself is tested in e2e."""
     submitted: list[Any] = []
@@ -127,7 +140,6 @@ def test_flower_is_asked_for_the_same_runs(
         training.in_process(3)(config)
 
     monkeypatch.setattr(training, "run_there", run_there)
-    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
     through = command.Through.flower
     command.benchmark(
         [str(done[0])], work=tmp_path, seeds="0", set_=SMALL, through=through, num_supernodes=3
