@@ -158,7 +158,8 @@ def _rows(
     if not finite.all():
         item = int(np.flatnonzero(~finite)[0]) + 1
         raise _unfit(dataset, f"finite {kind} features", f"NaN or infinity at item {item}")
-    return FeatureRows(array, torch.from_numpy(np.append(False, present)), file)
+    norms = np.zeros(len(array), np.float32)
+    return FeatureRows(array, torch.from_numpy(np.append(False, present)), file, norms)
 
 
 def _unfit(dataset: Dataset, expected: str, got: str) -> DataError:

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from shared_model.errors import DataError
 
+Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
 AT_ONCE = 2**22  # features that are looked at, or turned to float32, at once
+_AROUND = 2**15  # features that come with one, 64 KB
 _INFINITY = 0x7C00  # float16's, by its bits; NaN are above
 _TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
@@ -100,6 +102,7 @@ class FeatureRows:
     stored: Halves = field(repr=False)  # [I, F] of the file
     present: Tensor = field(repr=False)  # [I + 1] bool, items that have the modality
     file: MappedFile = field(repr=False)
+    norms: Floats = field(repr=False)  # [I] of rows that were asked for; 0 = not yet
 
     @property
     def device(self) -> torch.device:
@@ -114,10 +117,33 @@ class FeatureRows:
     def __getitem__(self, items: Tensor) -> Tensor:
         """Of items [...]: [..., F]."""
         names = items.flatten().numpy()
-        rows = unit_rows(self.stored[np.maximum(names, 1) - 1])
-        rows[names == 0] = 0
-        self.file.looked_at(rows.size)
+        rows = np.empty((len(names), self.stored.shape[1]), np.float32)
+        size = self._at_once(names)
+        for start in range(0, len(names), size):
+            part = slice(start, start + size)
+            self._read(names[part], rows[part])
         return torch.from_numpy(rows).view(*items.shape, rows.shape[1])
+
+    def _read(self, names: Ints, rows: Floats) -> None:
+        """Put the rows of items [N] into ``rows`` [N, F]."""
+        places = np.maximum(names, 1) - 1
+        stored = self.stored[places]
+        unknown = np.flatnonzero(self.norms[places] == 0)
+        self.norms[places[unknown]] = norms_of(stored[unknown])
+        np.divide(stored, self.norms[places, None], out=rows, dtype=np.float32)
+        rows[names == 0] = 0
+        self.file.looked_at(len(names) * self._width(names))
+
+    def _at_once(self, names: Ints) -> int:
+        """How many of these items [N] to read at once."""
+        return max(1, AT_ONCE // self._width(names))
+
+    def _width(self, names: Ints) -> int:
+        """Features that come into memory with each of items [N]: where they lie far apart, a page
+        brings its neighbours."""
+        width: int = self.stored.shape[1]
+        near = not len(names) or int(names.max()) - int(names.min()) < 4 * len(names)
+        return width if near else max(width, _AROUND)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,16 +171,21 @@ def survey(stored: Halves, file: MappedFile) -> tuple[npt.NDArray[np.bool_], npt
 
 
 def unit_rows(rows: npt.NDArray[Any]) -> Floats:
-    """Rows [I, F] divided by their norms; zero rows stay zero.
+    """Rows [I, F] divided by their norms; zero rows stay zero."""
+    unit: Floats = rows.astype(np.float32)
+    unit /= norms_of(rows)[:, None]
+    return unit
+
+
+def norms_of(rows: npt.NDArray[Any]) -> Floats:
+    """Lengths of rows [I, F], 1 for a zero row: [I].
 
     From float16 the result is the same to the bit on any machine: squares are multiples of 2^-48,
     so that their sum, which is around 1, is exact in float64 in any order.
     """
     squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-    norms = np.sqrt(np.where(squares > 0, squares, 1)).astype(np.float32)
-    unit: Floats = rows.astype(np.float32)
-    unit /= norms[:, None]
-    return unit
+    norms: Floats = np.sqrt(np.where(squares > 0, squares, 1)).astype(np.float32)
+    return norms
 
 
 def side_by_side(visual: Floats, text: Floats) -> Floats:

@@ -21,7 +21,7 @@ from feddmmr.runs.read import Run, complete_stage
 from feddmmr.runs.verify import best_model
 from shared_model.errors import ConfigError
 from shared_model.memory.memory import MemorySettings
-from shared_model.model.catalogue import WholeCatalogue
+from shared_model.model.catalogue.whole import Catalogue
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Memories
 from shared_model.model.recommender import Recommender
@@ -81,10 +81,11 @@ class Adviser:
         return Past(history, state, memory, self._score(state, memory))
 
     @torch.no_grad()
-    def scores(self, rows: Rows) -> Tensor:
+    def scores(self, rows: Rows, count: int) -> Tensor:
         """The whole catalogue after the whole histories of users ``rows`` [N]: [N, I + 1].
 
-        The same as ``after`` says of each, many at once and without the parts.
+        Of each user's ``count`` best the same as ``after`` says, many at once and without the
+        parts; no other is higher.
         """
         lengths = self.dataset.lengths(rows)
         starts = self.dataset.indptr[rows]
@@ -98,15 +99,14 @@ class Adviser:
         settings = self._memory_settings(self.dataset)
         recall = Recall(self.dataset, self.content)
         held = recall.held(self.model, rows, lengths, settings)
-        return self._possible(self._catalogue.scores(states, held))
+        return self._possible(self._catalogue.best(states, held, count))
 
     @cached_property
-    def _catalogue(self) -> WholeCatalogue:
+    def _catalogue(self) -> Catalogue:
         """Every item by the mixture, for many users."""
         assert self.content is not None  # noqa: S101 (for the type checker: callers asked)
-        everything = torch.arange(self.dataset.num_items + 1)
         cold = torch.from_numpy(self.dataset.cold)
-        return self.model.catalogue(shared_candidates(self.model, self.content, everything, cold))
+        return self.model.catalogue(self.content.visual, self.content.text, cold)
 
     @torch.no_grad()
     def reasons(self, past: Past, item: int) -> list[tuple[str, int, float]]:

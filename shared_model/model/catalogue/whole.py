@@ -10,6 +10,7 @@ the size of texts.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +36,21 @@ class _Table:
     present: Tensor  # [L] bool, items that have the modality
 
 
+class Catalogue(Protocol):
+    """Every item as a candidate for many users."""
+
+    def around(self, sequence: Tensor, held: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of all items for B users [B, I], of states ``sequence`` [B, D], memories ``held``
+        [B, I] bool and ``targets`` [B]; and what each target would score if it were cold, [B].
+
+        A score is exact, or on the right side of both of the user's target's.
+        """
+
+    def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
+        """Scores of all items for B users [B, I]: exact of each user's ``count`` best, and no other
+        is higher than these."""
+
+
 class WholeCatalogue:
     """Every item as a candidate, and as one that can be remembered."""
 
@@ -52,6 +68,14 @@ class WholeCatalogue:
         self.kept: list[_Table] | None = None
         if 2 * heads * self.size**2 <= _KEPT[self.device.type]:
             self.kept = self._tables(slice(None), self._everything())
+
+    def around(self, sequence: Tensor, held: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Catalogue``; everything is exact."""
+        return self.scores(sequence, held), self.as_cold(sequence, held, targets)
+
+    def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
+        """As ``Catalogue``; everything is exact."""
+        return self.scores(sequence, held)
 
     def scores(self, sequence: Tensor, held: Tensor) -> Tensor:
         """Scores of all items for B users: states ``sequence`` [B, D], memories ``held`` [B, I]
