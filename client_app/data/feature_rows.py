@@ -117,21 +117,22 @@ class FeatureRows:
     def __getitem__(self, items: Tensor) -> Tensor:
         """Of items [...]: [..., F]."""
         names = items.flatten().numpy()
-        rows = np.empty((len(names), self.stored.shape[1]), np.float32)
+        rows = torch.empty(len(names), self.stored.shape[1])
         size = self._at_once(names)
         for start in range(0, len(names), size):
             part = slice(start, start + size)
             self._read(names[part], rows[part])
-        return torch.from_numpy(rows).view(*items.shape, rows.shape[1])
+        return rows.view(*items.shape, rows.shape[1])
 
-    def _read(self, names: Ints, rows: Floats) -> None:
+    def _read(self, names: Ints, rows: Tensor) -> None:
         """Put the rows of items [N] into ``rows`` [N, F]."""
         places = np.maximum(names, 1) - 1
         stored = self.stored[places]
         unknown = np.flatnonzero(self.norms[places] == 0)
         self.norms[places[unknown]] = norms_of(stored[unknown])
-        np.divide(stored, self.norms[places, None], out=rows, dtype=np.float32)
-        rows[names == 0] = 0
+        rows.copy_(torch.from_numpy(stored))  # numpy takes ten times as long to widen them
+        rows.div_(torch.from_numpy(self.norms[places])[:, None])
+        rows[torch.from_numpy(names == 0)] = 0
         self.file.looked_at(len(names) * self._width(names))
 
     def _at_once(self, names: Ints) -> int:
