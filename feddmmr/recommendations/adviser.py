@@ -16,19 +16,19 @@ from client_app.data.content import Content, open_content
 from client_app.data.dataset import Dataset, Ints, Rows
 from client_app.evaluation.candidates import shared_candidates
 from client_app.memory.cache import Recall, memory_settings, shared_bank
-from feddmmr.recommendations.parts import PARTS, Parts, parts_of, state_alone
+from feddmmr.recommendations.parts import PARTS, Parts, parts_of, shares_of, state_alone
 from feddmmr.runs.read import Run, complete_stage
 from feddmmr.runs.verify import best_model
 from shared_model.errors import ConfigError
 from shared_model.memory.memory import MemorySettings
-from shared_model.model.catalogue.whole import Catalogue
+from shared_model.model.catalogue.shortlist import Shortlist
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Memories
 from shared_model.model.recommender import Recommender
 from shared_model.model.router import MODALITIES
 from shared_model.model.sasrec import PAD
 
-_CELLS = 4_000_000  # candidates times remembered items at once
+_AT_ONCE = 4096  # cold items
 _REASONS, _LEAST = 3, 1e-4  # remembered items that are named, and what one of them has to weigh
 
 
@@ -102,11 +102,12 @@ class Adviser:
         return self._possible(self._catalogue.best(states, held, count))
 
     @cached_property
-    def _catalogue(self) -> Catalogue:
-        """Every item by the mixture, for many users."""
+    def _catalogue(self) -> Shortlist:
+        """Every item by the mixture."""
         assert self.content is not None  # noqa: S101 (for the type checker: callers asked)
-        cold = torch.from_numpy(self.dataset.cold)
-        return self.model.catalogue(self.content.visual, self.content.text, cold)
+        table, cold = self.model.item_embedding.weight, torch.from_numpy(self.dataset.cold)
+        mixture, content = self.model.mix(), self.content
+        return Shortlist(mixture, table, content.visual, content.text, cold)
 
     @torch.no_grad()
     def reasons(self, past: Past, item: int) -> list[tuple[str, int, float]]:
@@ -129,15 +130,25 @@ class Adviser:
         return Scored(scores, state_alone(scores), nothing, nothing)
 
     def _score(self, state: Tensor, memory: Memories) -> Scored:
-        """The whole catalogue, in chunks."""
-        size = max(1, _CELLS // memory.names.shape[1])
-        everything = torch.arange(self.dataset.num_items + 1)
-        chunks: tuple[Tensor, ...] = everything.split(size)  # type: ignore[no-untyped-call]
-        found = [self._explain(state, chunk, memory) for chunk in chunks]
-        whole = self._possible(torch.cat([scores for scores, _, _ in found])[None])[0]
-        shares = torch.cat([parts.shares for _, _, parts in found])
-        attended = torch.cat([parts.attended for _, _, parts in found])
-        return Scored(whole, shares, torch.cat([router for _, router, _ in found]), attended)
+        """The whole catalogue."""
+        catalogue, held = self._catalogue, torch.zeros(self.dataset.num_items + 1, dtype=torch.bool)
+        held[memory.names[0][memory.held[0, 0]]] = True
+        scores, said = catalogue.say(state, held)
+        weights, cold = catalogue.weights, catalogue.cold
+        by_content = self._by_content(state, weights)
+        shares, attended = shares_of(self.model.mix(), said, weights, cold, by_content, held)
+        return Scored(self._possible(scores[None])[0], shares, weights, attended)
+
+    def _by_content(self, state: Tensor, weights: Tensor) -> Tensor:
+        """What a state makes of each modality of cold items: [I + 1, 2], 0 for others."""
+        assert self.content is not None  # noqa: S101 (for the type checker: callers asked)
+        found, heads = torch.zeros_like(weights), self.model.mix().experts.heads
+        cold = torch.from_numpy(np.flatnonzero(self.dataset.cold))
+        parts: Sequence[Tensor] = torch.split(cold, _AT_ONCE)
+        for items in parts:
+            features = self.content.visual[items], self.content.text[items]
+            found[items] = heads(*features, weights[items]) @ state
+        return found
 
     def _possible(self, scores: Tensor) -> Tensor:
         """Scores [N, I + 1] with -inf for what this stage has no say about, and for padding."""

@@ -92,6 +92,17 @@ class Shortlist:
         least = found.min(1, keepdim=True).values
         return self._scores(minds, held, lambda low, high, part: high >= least)
 
+    def say(self, state: Tensor, held: Tensor) -> tuple[Tensor, Said]:
+        """Scores of all items for one user [I], all of them worked out, and what they are made of;
+        ``state`` [D], ``held`` [I] bool."""
+        [mind] = self._minds(state[None], held[None])
+        parts = []
+        for part in self._slices(_PART):
+            block = self._block(self._names(part))
+            parts.append(mind.say(block, torch.arange(len(block.names)), held[part]))
+        said = _joined(parts)
+        return self._fused([said], self.weights, self.cold, held), said
+
     def bounds_of(self, sequence: Tensor, held: Tensor) -> Bounds:
         """Of the scores of B users; arguments as ``around``."""
         return self._bounds(self._minds(sequence, held), held)
@@ -148,14 +159,10 @@ class Shortlist:
 
     def _fused(self, said: Sequence[Said], weights: Tensor, cold: Tensor, held: Tensor) -> Tensor:
         """Scores [K] of what memories said of candidates with the router's ``weights`` [K, 2]."""
-        base, logits, values = (
-            torch.cat(parts) for parts in zip(*(vars(one).values() for one in said), strict=True)
-        )
-        remembered = (held & ~cold)[None, None]
-        fused = self.mixture.fusion(
-            logits[None, None], values[None, None], weights[None], remembered
-        )
-        scores: Tensor = base + self.mixture.gate * fused[0, 0]
+        whole, remembered = _joined(said), (held & ~cold)[None, None]
+        tokens = (whole.logits[None, None], whole.values[None, None])
+        fused = self.mixture.fusion(*tokens, weights[None], remembered)
+        scores: Tensor = whole.base + self.mixture.gate * fused[0, 0]
         return scores
 
     def _of_targets(
@@ -217,3 +224,9 @@ class Shortlist:
     def _slices(self, size: int) -> Iterator[slice]:
         for start in range(0, self.size, size):
             yield slice(start, min(start + size, self.size))
+
+
+def _joined(said: Sequence[Said]) -> Said:
+    """What was said of some candidates after another."""
+    parts = zip(*(vars(one).values() for one in said), strict=True)
+    return Said(*(torch.cat(each) for each in parts))
