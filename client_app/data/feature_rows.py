@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
 AT_ONCE = 2**22  # features that are looked at, or turned to float32, at once
-_AROUND = 2**15  # features that come with one, 64 KB
+_CLOSE = 4  # places a row
 _INFINITY = 0x7C00  # float16's, by its bits; NaN are above
 _TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
@@ -71,21 +71,33 @@ class MappedFile:
         )
         return flat.reshape(entry["shape"] if entry["dtype"] in _TYPES else -1)
 
+    def rows(self, array: Halves, places: Ints) -> Halves:
+        """Some rows [N] of a mapped array [I, F], read and not mapped: [N, F]."""
+        width = array.strides[0]
+        start = array.ctypes.data - np.frombuffer(self._map, np.uint8).ctypes.data
+        read = [os.pread(self._file.fileno(), width, start + width * p) for p in places.tolist()]
+        self._check()
+        return np.frombuffer(b"".join(read), array.dtype).reshape(len(places), -1)
+
     def looked_at(self, features: int) -> None:
-        """After so many were: is the file as it was? ``DataError`` if not.
+        """After so many were.
 
         Pages of a mapping count as the process's memory; after many they are given back.
         """
+        self._check()
+        self._looked_at += features
+        if self._looked_at >= AT_ONCE and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._looked_at = 0
+
+    def _check(self) -> None:
+        """``DataError`` unless the file is as it was."""
         if self._version() != self._status:
             raise DataError(
                 "a dataset file was changed while it was in use",
                 where=str(self.path),
                 todo="import the source again",
             )
-        self._looked_at += features
-        if self._looked_at >= AT_ONCE and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._looked_at = 0
 
     def _version(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
@@ -118,7 +130,7 @@ class FeatureRows:
         """Of items [...]: [..., F]."""
         names = items.flatten().numpy()
         rows = torch.empty(len(names), self.stored.shape[1])
-        size = self._at_once(names)
+        size = max(1, AT_ONCE // self.stored.shape[1])
         for start in range(0, len(names), size):
             part = slice(start, start + size)
             self._read(names[part], rows[part])
@@ -127,24 +139,22 @@ class FeatureRows:
     def _read(self, names: Ints, rows: Tensor) -> None:
         """Put the rows of items [N] into ``rows`` [N, F]."""
         places = np.maximum(names, 1) - 1
-        stored = self.stored[places]
+        stored = self._stored(places)
         unknown = np.flatnonzero(self.norms[places] == 0)
         self.norms[places[unknown]] = norms_of(stored[unknown])
         rows.copy_(torch.from_numpy(stored))  # numpy takes ten times as long to widen them
         rows.div_(torch.from_numpy(self.norms[places])[:, None])
         rows[torch.from_numpy(names == 0)] = 0
-        self.file.looked_at(len(names) * self._width(names))
 
-    def _at_once(self, names: Ints) -> int:
-        """How many of these items [N] to read at once."""
-        return max(1, AT_ONCE // self._width(names))
-
-    def _width(self, names: Ints) -> int:
-        """Features that come into memory with each of items [N]: where they lie far apart, a page
-        brings its neighbours."""
-        width: int = self.stored.shape[1]
-        near = not len(names) or int(names.max()) - int(names.min()) < 4 * len(names)
-        return width if near else max(width, _AROUND)
+    def _stored(self, places: Ints) -> Halves:
+        """Rows of the file [N, F]: from the mapping where they lie close, or else one by one, since
+        a page brings its neighbours."""
+        if int(places.max()) - int(places.min()) < _CLOSE * len(places):
+            found: Halves = self.stored[places]
+            self.file.looked_at(found.size)
+            return found
+        distinct, back = np.unique(places, return_inverse=True)
+        return self.file.rows(self.stored, distinct)[back]
 
 
 @dataclass(frozen=True, eq=False)
