@@ -136,7 +136,8 @@ class Adviser:
         scores, said = catalogue.say(state, held)
         weights, cold = catalogue.weights, catalogue.cold
         by_content = self._by_content(state, weights)
-        shares, attended = shares_of(self.model.mix(), said, weights, cold, by_content, held)
+        familiar = catalogue.extent.familiar * held
+        shares, attended = shares_of(self.model.mix(), said, weights, cold, by_content, familiar)
         return Scored(self._possible(scores[None])[0], shares, weights, attended)
 
     def _by_content(self, state: Tensor, weights: Tensor) -> Tensor:

@@ -40,16 +40,15 @@ def shares_of(
     prior: Tensor,
     cold: Tensor,
     by_content: Tensor,
-    remembered: Tensor,
+    familiar: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The shares of scores [N, 4], and how the fusion weighed the modalities [N, 2].
 
     ``said`` of the candidates, with the router's ``prior`` [N, 2]; ``cold`` [N] bool, and what the
-    state makes of content where they are, ``by_content`` [N, 2]; ``remembered`` [N] bool.
+    state makes of content where they are, ``by_content`` [N, 2]; ``familiar`` [N], its own share.
     """
     attended = masked_softmax(said.logits + prior.clamp(min=1e-9).log(), prior > 0)
     by_memory = mixture.gate * attended * said.values + by_content
-    familiar = mixture.gate * mixture.fusion.familiar(remembered & ~cold)
     by_id = said.base.masked_fill(cold, 0.0)
     return torch.cat([by_id[:, None], by_memory, familiar[:, None]], -1), attended
 
