@@ -21,9 +21,9 @@ from feddmmr.runs.read import Run, complete_stage
 from feddmmr.runs.verify import best_model
 from shared_model.errors import ConfigError
 from shared_model.memory.memory import MemorySettings
-from shared_model.model.catalogue import WholeCatalogue
+from shared_model.model.catalogue import WholeCatalogue, embedded
 from shared_model.model.dropout import Dropout
-from shared_model.model.mixture import Memories
+from shared_model.model.mixture import Candidates, Memories
 from shared_model.model.recommender import Recommender
 from shared_model.model.router import MODALITIES
 from shared_model.model.sasrec import PAD
@@ -103,10 +103,20 @@ class Adviser:
     @cached_property
     def _catalogue(self) -> WholeCatalogue:
         """Every item by the mixture, for many users."""
+        return self.model.catalogue(self._everything())
+
+    @cached_property
+    def _vectors(self) -> Tensor | None:
+        """What histories are made of: [I + 1, D], if it is not the ID embeddings."""
+        if self.content is None:
+            return None
+        return embedded(self.model.mix(), self._everything()).vectors[0]
+
+    def _everything(self) -> Candidates:
         assert self.content is not None  # noqa: S101 (for the type checker: callers asked)
-        everything = torch.arange(self.dataset.num_items + 1)
+        items = torch.arange(self.dataset.num_items + 1)
         cold = torch.from_numpy(self.dataset.cold)
-        return self.model.catalogue(shared_candidates(self.model, self.content, everything, cold))
+        return shared_candidates(self.model, self.content, items, cold)
 
     @torch.no_grad()
     def reasons(self, past: Past, item: int) -> list[tuple[str, int, float]]:
@@ -152,7 +162,8 @@ class Adviser:
         inputs = np.full((len(recent), max(map(len, recent))), PAD, dtype=np.int64)
         for row, items in zip(inputs, recent, strict=True):
             row[len(row) - len(items) :] = items
-        hidden: Tensor = self.model(torch.from_numpy(inputs), Dropout())[:, -1]
+        read = torch.from_numpy(inputs)
+        hidden: Tensor = self.model(read, Dropout(), vectors=self._vectors)[:, -1]
         return hidden
 
     def _memory_settings(self, dataset: Dataset) -> MemorySettings:
