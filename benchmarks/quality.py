@@ -54,7 +54,7 @@ class Bench:
             _share_run(self.home(BACKBONE, seed), home)
         for stage, changes in row.stages.items():
             config = {**self.config, **where, "stage": stage, **changes}
-            job = Job(row.name, seed, RUN, stage, config)
+            job = Job(row.name, seed, RUN, stage, config, self.dataset.info["interactions"])
             trained(job, in_process(1), home / LOG, lambda _: None)
         with open_manifest(home, RUN) as manifest:
             last = manifest.data

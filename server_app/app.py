@@ -18,6 +18,7 @@ from server_app.admission import (
 )
 from server_app.aggregation.optimizers import ServerOptimizer
 from server_app.nodes.census import Census, take_census
+from server_app.nodes.fitting import fit
 from server_app.nodes.novelty import novelty_threshold
 from server_app.privacy.ledger import (
     Ledger,
@@ -107,6 +108,10 @@ def _run_stage(
     old = manifest.stage(stage.number)
     goes_on = old is None or can_go_on(settings, manifest, old, census)
     record = manifest.begin(stage, stage_config(settings), settings.redo, goes_on)
+    if line := report.by_data_line(stage.number, settings, fitted := fit(settings, stage, census)):
+        report.say(line)
+    settings = fitted
+    record["by_data"] = {"num_rounds": settings.num_rounds, "dropout": settings.dropout}
     # They may refuse: then nothing is saved.
     if (secure := secure_record(settings, record, len(census.nodes))) is not None:
         record["secure"] = secure
@@ -136,7 +141,7 @@ def _run_stage(
 
 def _num_rounds(settings: Settings, stage: Stage, ledger: Ledger | None) -> int:
     """As many rounds as were asked for, or as the privacy budget has room for."""
-    asked = settings.num_rounds or stage.default_rounds
+    asked = settings.num_rounds
     if ledger is None or ledger.rounds >= asked:
         return asked
     report.say(

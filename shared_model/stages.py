@@ -7,6 +7,8 @@ from shared_model.errors import ConfigError, ModelError
 
 TABLE = "item_embedding.weight"  # a row for each item, the first one for padding
 
+_LITTLE = 30_000  # interactions
+
 # How the names of each group's parameters begin.
 GROUPS: dict[str, str] = {
     "item_embedding": "item_embedding.",
@@ -27,7 +29,12 @@ class Stage:
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     default_rounds: int
+    few_rounds: int  # of little data, as the demo is
     default_rate: float  # of the server optimizer (Adam)
+
+    def rounds_for(self, interactions: int) -> int:
+        """How many rounds the stage has by default, on so many interactions of all users."""
+        return self.few_rounds if interactions < _LITTLE else self.default_rounds
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -48,10 +55,10 @@ class Stage:
 
 _MIXTURE = ("experts", "fusion", "gate")
 STAGES: dict[int, Stage] = {
-    1: Stage(1, "ID backbone", ("item_embedding", "backbone"), (), 60, 0.008),
-    2: Stage(2, "alignment", _MIXTURE, ("item_embedding", "backbone"), 30, 0.005),
+    1: Stage(1, "ID backbone", ("item_embedding", "backbone"), (), 300, 60, 0.008),
+    2: Stage(2, "alignment", _MIXTURE, ("item_embedding", "backbone"), 60, 30, 0.005),
     3: Stage(
-        3, "routed mixture", ("backbone", *_MIXTURE, "router"), ("item_embedding",), 30, 0.003
+        3, "routed mixture", ("backbone", *_MIXTURE, "router"), ("item_embedding",), 100, 30, 0.003
     ),
 }
 

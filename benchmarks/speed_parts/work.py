@@ -19,16 +19,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from client_app.data.content import content_dims, open_content
-from client_app.data.dataset import Dataset, Rows, open_dataset, split_view
+from client_app.data.dataset import Dataset, Rows, input_lengths, open_dataset, split_view
 from client_app.memory.on_device import recall_of
 from client_app.training.batch_size import ON_CPU
 from client_app.training.mixture_objective import MixtureObjective
 from client_app.training.train import Mixing, train_round
+from server_app.nodes.fitting import fitted
 from shared_model.device import torch_device
 from shared_model.errors import WorkerError
 from shared_model.model.matmul import plain_products
 from shared_model.model.recommender import Arrays, Recommender, build, freeze, read_groups
 from shared_model.protocol.config import Settings, Value, parse_settings
+from shared_model.protocol.lengths import count_lengths, read_lengths
 from shared_model.protocol.plan import RoundPlan
 from shared_model.stages import stage_of
 
@@ -81,8 +83,12 @@ class Work:
 
 def open_work(config: dict[str, Value], stage: int, kept: bool = False) -> Work:
     """A fresh model of a stage, the dataset of the run-config, and what a node would be told."""
-    settings = parse_settings(config)
-    dataset = open_dataset(Path(settings.dataset))
+    given = parse_settings(config)
+    dataset = open_dataset(Path(given.dataset))
+    everyone = np.arange(dataset.num_users)
+    lengths = read_lengths(count_lengths(input_lengths(dataset, everyone, "test")))
+    interactions = int(dataset.lengths(everyone).sum())
+    settings = fitted(given, stage_of(stage), interactions, [lengths])
     dims = content_dims(dataset) if dataset.features_sha256 else (0, 0)
     shape = settings.shape(dataset.num_items, *dims)
     device = torch_device(settings.device)

@@ -85,6 +85,7 @@ def rank_users(
     device = model.item_embedding.weight.device
     unscored = on_device(dataset.cold & (mixing is None), device)
     mixed = _Mixed(model, *mixing) if mixing else None
+    vectors = mixed.catalogue.vectors if mixed else None
     for part, batch in _batches(dataset, rows, split, _batch_size(dataset, device)):
         cases = {
             group: make_cases(dataset, batch, part, seed, model.shape.max_length, group).to(device)
@@ -93,7 +94,7 @@ def rank_users(
         one = next(iter(cases.values()))  # inputs and targets are the same in every group
         lengths = input_lengths(dataset, batch, part)
         users = (batch, one.targets.cpu().numpy(), lengths)
-        hidden = model(one.inputs, Dropout())[:, -1]  # [B, D]
+        hidden = model(one.inputs, Dropout(), vectors=vectors)[:, -1]  # [B, D]
         if mixed is None:
             scores = model.score(hidden).masked_fill(unscored, -torch.inf)  # [B, I+1]
         else:

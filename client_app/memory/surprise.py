@@ -68,7 +68,7 @@ def _window_losses(model: Recommender, dataset: Dataset, items: Ints, size: int)
     for start in range(0, len(items), at_once):
         part = windows[start : start + at_once]
         window = functional.pad(part, (0, 0, 0, at_once - len(part)))
-        hidden = model(window[:, :-1], Dropout())[:, -size:]
+        hidden = model(window[:, :-1], Dropout(), vectors=table)[:, -size:]
         loss = _loss(hidden, table, warm, window[:, -size:], window[:, -size - 1 : -1] != PAD)
         losses[start : start + at_once] = loss[: len(part)]
     return losses

@@ -15,19 +15,18 @@ from torch.nn import functional
 from client_app.data.dataset import Dataset, Ints, Rows, pad_batch
 from client_app.memory.cache import Recall
 from client_app.training.losses import Descent
+from client_app.training.mixture_forward import MixtureForward
 from client_app.training.objective import Batch, Losses, aggregation_weights, descend, learned_by
 from client_app.training.sampled_softmax import among_targets, draw_sample, next_item_loss
 from shared_model.device import on_device
 from shared_model.memory.memory import EMPTY
-from shared_model.model.dropout import Dropout
-from shared_model.model.mixture import Candidates, Memories, Scores
 from shared_model.model.recommender import Arrays, Recommender
 from shared_model.model.router import entropy, load_balance
 from shared_model.model.sasrec import PAD
 from shared_model.protocol.plan import MEMORY_LOGS, MixturePlan, RoundPlan
 from shared_model.seeds import STRIDE, stable_hash, uniform
 
-_STRIDE = int(STRIDE.view(np.int64))
+_SHORTEST = 0.1  # a content vector, in cosines: heads start at zero, where these have no slope
 
 
 class MixtureObjective:
@@ -44,10 +43,10 @@ class MixtureObjective:
         self.model, self.dataset, self.plan, self.mixing = model, dataset, plan, mixing
         self.learned = learned_by(model)
         self.recall, self.content = recall, recall.content
-        self.mixture = model.mix()
         self.settings = recall.settings(mixing)
         self.device = model.item_embedding.weight.device
-        self.rate = plan.dropout if "backbone" in model.stage.trained else 0.0
+        rate = plan.dropout if "backbone" in model.stage.trained else 0.0
+        self.forward = MixtureForward(model, recall.content, rate, mixing.content_dropout)
         self._as_cold = self._dropped_ids()
         self.as_cold = torch.from_numpy(self._as_cold).to(self.device)
 
@@ -118,11 +117,13 @@ class MixtureObjective:
         In Stage 3 the router's load-balance loss comes on top.
         """
         plan, real = self.mixing, tensors["real"]
-        ids, result = self._scores(arrays, tensors, keys)
+        own = {f"model.{name}": array for name, array in arrays.items()}
+        ids, result = functional_call(self.forward, own, (tensors, keys, self.as_cold))
         targets = tensors["candidates"][..., : real.shape[-1]]  # [B, P]
         known = real & ~self.as_cold[targets]
         next_item = next_item_loss(result.scores, targets, known, tensors["log_weights"])  # [B, P]
-        alignment = _alignment_loss(result.content, ids, tensors, plan.temperature)
+        described = (result.weights > 0).any(-1)[:, : real.shape[-1]]  # [B, P]
+        alignment = described * _alignment_loss(result.content, ids, tensors, plan.temperature)
         weighted = alignment * (1 + plan.surprise_weight * next_item.detach())
         balance = load_balance(result.weights)  # [B]
         total = _mean(next_item, real) + plan.alignment_weight * _mean(weighted, real)
@@ -140,23 +141,6 @@ class MixtureObjective:
         }
         detached = {name: value.detach() for name, value in logs.items()}
         return Losses(total, (next_item * real).sum(1).detach(), detached)
-
-    def _scores(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> tuple[Tensor, Scores]:
-        """ID embeddings of the candidates [B, N, D], and what the mixture says about them."""
-        masks = Dropout(self.rate, keys)
-        hidden = functional_call(self.model, arrays, (tensors["inputs"], masks))  # [B, T, D]
-        columns = tensors["columns"][..., None].expand(-1, -1, hidden.shape[-1])
-        candidates, bank = tensors["candidates"], tensors["bank"]
-        visual, text = self.content.visual, self.content.text
-        ids = arrays["item_embedding.weight"][candidates]
-        cold = self.as_cold[candidates]
-        items = Candidates(ids, visual[candidates], text[candidates], cold, candidates)
-        memories = Memories(bank, visual[bank], text[bank], tensors["held"])
-        own = {n.removeprefix("mixture."): a for n, a in arrays.items() if n.startswith("mixture.")}
-        sequence = hidden.gather(1, columns)
-        names = keys[:, None] ^ (candidates * _STRIDE)  # [B, N]: a mask for each user's candidate
-        thin = Dropout(self.mixing.content_dropout, names.flatten())
-        return ids, functional_call(self.mixture, own, (sequence, items, memories, thin))
 
     def _trained_positions(self, rows: Rows, targets: Ints) -> tuple[Ints, np.ndarray]:
         """Columns of the targets [B, T] that are trained: int64 [B, P]; and which are real."""
@@ -184,17 +168,16 @@ class MixtureObjective:
 
 def _alignment_loss(content: Tensor, ids: Tensor, tensors: Arrays, temperature: float) -> Tensor:
     """Contrast of each target's content with the candidates' ID embeddings (InfoNCE, van den Oord
-    et al., 2018; cosines). ``content`` and ``ids`` [B, N, D] -> [B, P]; 0 without content.
+    et al., 2018; cosines). ``content`` and ``ids`` [B, N, D] -> [B, P].
     """
     positions, negative = tensors["real"].shape[-1], tensors["negative"]
-    query = functional.normalize(content[..., :positions, :], dim=-1)
+    query = functional.normalize(content[..., :positions, :], dim=-1, eps=_SHORTEST)
     cosines = query @ functional.normalize(ids, dim=-1).mT / temperature  # [B, P, N]
     targets = tensors["candidates"][..., :positions]
     among = among_targets(cosines[..., :positions], targets, tensors["real"])
     others = cosines[..., positions:].masked_fill(~negative[..., None, :], -torch.inf)
     own = among.diagonal(dim1=-2, dim2=-1)
-    loss = torch.cat([among, others], -1).logsumexp(-1) - own
-    return loss * (query != 0).any(-1)
+    return torch.cat([among, others], -1).logsumexp(-1) - own
 
 
 def _mean(values: Tensor, real: Tensor) -> Tensor:

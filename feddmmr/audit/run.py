@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from client_app.data.dataset import Dataset
 from client_app.node import Node, open_node
@@ -21,7 +21,7 @@ from server_app.app import app_record, federate
 from server_app.nodes.census import Census
 from server_app.privacy.ledger import made_by
 from server_app.record.checkpoint import load_checkpoint
-from server_app.record.schema import ManifestDocument, StageRecord
+from server_app.record.schema import Config, ManifestDocument, StageRecord
 from shared_model.device import torch_device
 from shared_model.errors import DataError, ManifestError
 from shared_model.fingerprint import canonical, text_sha256
@@ -191,9 +191,10 @@ def open_run(home: Path, name: str, dataset: Path | None, device: str) -> Audite
 
 
 def _recorded(record: StageRecord) -> Overrides:
-    """The run-config that a stage was trained with, but for where it ran."""
-    recorded = {key_of(field): value for field, value in record["config"].items()}
-    return default_config(own_app() / "pyproject.toml") | recorded
+    """The run-config that a stage was trained with, but for where it ran; nothing left open."""
+    recorded = record["config"] | cast(Config, record.get("by_data", {}))
+    own = {key_of(field): value for field, value in recorded.items()}
+    return default_config(own_app() / "pyproject.toml") | own
 
 
 def _bare(config: Overrides) -> Overrides:

@@ -72,9 +72,8 @@ class Plan:
         self.prepared: Prepared = prepare(bench, self.place.folder, options.text_model)
         self.seeds = options.seeds or bench.seeds
         numbers = [1] if self.prepared.no_features else list(STAGES)
-        folder, home = self.dataset.folder, self.place.home
         self.jobs = {
-            seed: stage_jobs(bench, options.given, seed, folder, home, numbers)
+            seed: stage_jobs(bench, options.given, seed, self.dataset, self.place.home, numbers)
             for seed in self.seeds
         }
 

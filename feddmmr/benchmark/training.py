@@ -8,10 +8,11 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from client_app.data.dataset import Dataset
 from feddmmr.benchmark.registry import Benchmark
 from feddmmr.launch.command import (
     Overrides,
@@ -46,15 +47,17 @@ class Job:
     run: str
     stage: int
     config: Overrides  # run-config keys
+    interactions: int  # of the dataset
 
     @property
     def rounds(self) -> int:
         """How many it is to have."""
-        return int(self.config.get("num-rounds") or STAGES[self.stage].default_rounds)
+        by_data = STAGES[self.stage].rounds_for(self.interactions)
+        return int(self.config.get("num-rounds") or by_data)
 
 
 def stage_jobs(
-    bench: Benchmark, given: Overrides, seed: int, dataset: Path, home: Path, stages: list[int]
+    bench: Benchmark, given: Overrides, seed: int, dataset: Dataset, home: Path, stages: list[int]
 ) -> list[Job]:
     """The stages of the run of one seed, in order."""
     if taken := sorted(OWN & given.keys()):
@@ -62,18 +65,20 @@ def stage_jobs(
     tables = {f"stage-{number}": bench.run.get(f"stage-{number}", {}) for number in STAGES}
     configs = by_stage(bench.run | tables, {**given, "stage": 0})
     run = f"stages-seed{seed}"
-    where = {"home": str(home), "dataset": str(dataset), "seed": seed, "run": run}
+    where = {"home": str(home), "dataset": str(dataset.folder), "seed": seed, "run": run}
     jobs = []
     for config in configs:
         number = config["stage"]
-        jobs.append(Job(f"stage {number}", seed, run, number, config | where))
+        interactions = dataset.info["interactions"]
+        jobs.append(Job(f"stage {number}", seed, run, number, config | where, interactions))
     return [job for job in jobs if job.stage in stages]
 
 
 def control_job(first: Job, rounds: int) -> Job:
     """Stage 1 as in that job, for so many rounds."""
     run = f"{CONTROL}-seed{first.seed}"
-    return Job(CONTROL, first.seed, run, 1, first.config | {"num-rounds": rounds, "run": run})
+    config = first.config | {"num-rounds": rounds, "run": run}
+    return replace(first, row=CONTROL, run=run, config=config)
 
 
 def recorded(job: Job) -> StageRecord | None:

@@ -28,7 +28,7 @@ from shared_model.model.recommender import Recommender
 from shared_model.model.router import MODALITIES
 from shared_model.model.sasrec import PAD
 
-_AT_ONCE = 4096  # cold items
+_AT_ONCE = 4096  # items
 _REASONS, _LEAST = 3, 1e-4  # remembered items that are named, and what one of them has to weigh
 
 
@@ -134,21 +134,19 @@ class Adviser:
         catalogue, held = self._catalogue, torch.zeros(self.dataset.num_items + 1, dtype=torch.bool)
         held[memory.names[0][memory.held[0, 0]]] = True
         scores, said = catalogue.say(state, held)
-        weights, cold = catalogue.weights, catalogue.cold
-        by_content = self._by_content(state, weights)
-        familiar = catalogue.extent.familiar * held
-        shares, attended = shares_of(self.model.mix(), said, weights, cold, by_content, familiar)
+        by_content = self._by_content(state, catalogue)
+        familiar, weights = catalogue.extent.familiar * held, catalogue.weights
+        shares, attended = shares_of(self.model.mix(), said, weights, by_content, familiar)
         return Scored(self._possible(scores[None])[0], shares, weights, attended)
 
-    def _by_content(self, state: Tensor, weights: Tensor) -> Tensor:
-        """What a state makes of each modality of cold items: [I + 1, 2], 0 for others."""
-        assert self.content is not None  # noqa: S101 (for the type checker: callers asked)
-        found, heads = torch.zeros_like(weights), self.model.mix().experts.heads
-        cold = torch.from_numpy(np.flatnonzero(self.dataset.cold))
-        parts: Sequence[Tensor] = torch.split(cold, _AT_ONCE)
+    def _by_content(self, state: Tensor, catalogue: Shortlist) -> Tensor:
+        """What a state makes of each modality of the items: [I + 1, 2]."""
+        found, experts = torch.zeros_like(catalogue.weights), self.model.mix().experts
+        parts: Sequence[Tensor] = torch.split(torch.arange(len(found)), _AT_ONCE)
         for items in parts:
-            features = self.content.visual[items], self.content.text[items]
-            found[items] = heads(*features, weights[items]) @ state
+            features = catalogue.visual[items], catalogue.text[items]
+            heads = experts.heads(*features, catalogue.weights[items])  # [N, 2, D]
+            found[items] = experts.strengths(catalogue.cold[items])[:, None] * (heads @ state)
         return found
 
     def _possible(self, scores: Tensor) -> Tensor:
@@ -164,7 +162,9 @@ class Adviser:
         inputs = np.full((len(recent), max(map(len, recent))), PAD, dtype=np.int64)
         for row, items in zip(inputs, recent, strict=True):
             row[len(row) - len(items) :] = items
-        hidden: Tensor = self.model(torch.from_numpy(inputs), Dropout())[:, -1]
+        read = torch.from_numpy(inputs)
+        vectors = None if self.content is None else self._catalogue.vectors
+        hidden: Tensor = self.model(read, Dropout(), vectors=vectors)[:, -1]
         return hidden
 
     def _memory_settings(self, dataset: Dataset) -> MemorySettings:

@@ -1,7 +1,7 @@
 """What a score is made of: the state's share, each modality's, familiarity, and whose memory spoke.
 
-A modality's share is its expert's. Of a cold item it is also what the state makes of its picture or
-its text: there is no trained ID that the state could speak of. The literal formula, with every
+A modality's share is its expert's and what the state makes of the item's picture or text; what it
+makes of the item's ID, or of an unknown one, is the state's own. The literal formula, with every
 attention weight, where the model only has sums: the parts add up to the model's own score (a test
 compares). Letters: N candidates, L remembered items, D hidden size, H heads.
 """
@@ -23,7 +23,7 @@ class Parts:
     """The parts of N scores of one user."""
 
     shares: Tensor  # [N, 4], as PARTS; the sum over them is the score
-    by_content: Tensor  # [N, 2], of which cold items owe this to what the state makes of content
+    by_content: Tensor  # [N, 2], of which the state makes this of the items' features
     attended: Tensor  # [N, 2], how the fusion weighed the modalities for this user
     remembered: dict[str, Tensor]  # modality -> [N, L], each remembered item's part of its share
 
@@ -38,18 +38,17 @@ def shares_of(
     mixture: Mixture,
     said: Said,
     prior: Tensor,
-    cold: Tensor,
     by_content: Tensor,
     familiar: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The shares of scores [N, 4], and how the fusion weighed the modalities [N, 2].
 
-    ``said`` of the candidates, with the router's ``prior`` [N, 2]; ``cold`` [N] bool, and what the
-    state makes of content where they are, ``by_content`` [N, 2]; ``familiar`` [N], its own share.
+    ``said`` of the candidates, with the router's ``prior`` [N, 2]; ``by_content`` [N, 2]: what the
+    state makes of their features; ``familiar`` [N], its own share.
     """
     attended = masked_softmax(said.logits + prior.clamp(min=1e-9).log(), prior > 0)
     by_memory = mixture.gate * attended * said.values + by_content
-    by_id = said.base.masked_fill(cold, 0.0)
+    by_id = said.base - by_content.sum(-1)
     return torch.cat([by_id[:, None], by_memory, familiar[:, None]], -1), attended
 
 
@@ -78,8 +77,8 @@ def parts_of(
     nothing = torch.zeros(1, 1, *prior.shape)
     familiar = gate * fusion(nothing, nothing, prior[None], known[None, None])[0, 0]
     heads = mixture.experts.heads(items.visual[0], items.text[0], prior)  # [N, 2, D]
-    by_content = heads @ state * items.cold[0][:, None]  # [N, 2]
-    by_id = (vectors @ state).masked_fill(items.cold[0], 0.0)
+    by_content = mixture.experts.strengths(items.cold[0])[:, None] * (heads @ state)  # [N, 2]
+    by_id = vectors @ state - by_content.sum(-1)
     by_memory = torch.stack([shared[m].sum(-1) for m in MODALITIES], -1)  # [N, 2]
     shares = torch.cat([by_id[:, None], by_memory + by_content, familiar[:, None]], -1)
     return Parts(shares, by_content, attended, shared)

@@ -142,7 +142,9 @@ def no_such_run(home: Path, name: str) -> ManifestError:
 
 def rounds_of(number: int, record: StageRecord) -> int:
     """How many rounds a stage was to have."""
-    return int(record["config"].get("num_rounds") or STAGES[number].default_rounds)
+    if chosen := record.get("by_data"):
+        return chosen["num_rounds"]
+    return int(record["config"].get("num_rounds") or STAGES[number].few_rounds)  # of older runs
 
 
 def cell(record: StageRecord, split: Split, group: str, protocol: str) -> dict[str, float] | None:

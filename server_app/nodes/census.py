@@ -66,8 +66,12 @@ class Census:
 
     def cuts(self) -> list[int]:
         """Where the users are cut into tenths by the length of their histories, over all nodes."""
-        told = [node.lengths for node in self.nodes.values() if node.lengths]
-        return cuts_of(map(read_lengths, told)) if told else []
+        told = self.lengths()
+        return cuts_of(told) if told else []
+
+    def lengths(self) -> list[dict[int, int]]:
+        """How many histories are how long, on each node that tells it."""
+        return [read_lengths(node.lengths) for node in self.nodes.values() if node.lengths]
 
     @property
     def dims(self) -> tuple[int, int]:

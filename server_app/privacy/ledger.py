@@ -265,7 +265,7 @@ def made_by(app: AppRecord) -> dict[str, str]:
 
 def _affordable_rounds(settings: Settings, stage: Stage, before: Spending) -> int:
     """As many rounds as were asked for, or as the budget has room for; at least one."""
-    asked = settings.num_rounds or stage.default_rounds
+    asked = settings.num_rounds
     budget, delta = settings.dp_epsilon, settings.dp_delta
     if not budget:
         return asked

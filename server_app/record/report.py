@@ -18,6 +18,16 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def by_data_line(stage: int, given: Settings, fitted: Settings) -> str:
+    """What the data decides about a stage; empty if the settings left nothing open."""
+    told = []
+    if not given.num_rounds:
+        told.append(f"{fitted.num_rounds} rounds")
+    if given.dropout < 0:
+        told.append(f"dropout {fitted.dropout:g}")
+    return f"stage {stage}: {', '.join(told)}, by the data" if told else ""
+
+
 def round_line(stage: int, num_rounds: int, entry: RoundRecord, sampled: bool = False) -> str:
     """Round, participants, loss, validation, gate, router, seconds and bytes of one round.
 

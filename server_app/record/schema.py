@@ -186,6 +186,13 @@ class SecureRecord(TypedDict):
     sites: int
 
 
+class ByData(TypedDict):
+    """What a stage was trained with of what its settings may leave to the data."""
+
+    num_rounds: int
+    dropout: float
+
+
 class StageRecord(TypedDict):
     """What a run recorded for a stage."""
 
@@ -207,6 +214,7 @@ class StageRecord(TypedDict):
     test_dropped: list[Drop]
     privacy: PrivacyLedger | Empty
     memory_novelty: NotRequired[float | None]
+    by_data: NotRequired[ByData]
     secure: NotRequired[SecureRecord]
 
 

@@ -15,6 +15,7 @@ from server_app.aggregation.aggregate import RoundUpdate, check_update, reduce_u
 from server_app.aggregation.optimizers import ServerOptimizer, scheduled_rate
 from server_app.aggregation.rows import check_rows
 from server_app.nodes.census import Census
+from server_app.nodes.fitting import fit
 from server_app.privacy.mechanism import Noising
 from server_app.record.schema import Release
 from server_app.rounds.logs import mixture_logs
@@ -66,14 +67,13 @@ class StageStrategy(Strategy):
     ) -> None:
         """``dense``: all items compete and the item table travels whole, however large it is."""
         self.stage = stage
-        self.settings = settings
+        self.settings = settings = fit(settings, stage, census)
         self.census = census
         self.optimizer = optimizer
         self.frozen: Arrays = frozen or {}
         self.mixing = mixing
         self.noising = noising  # with differential privacy
-        asked = settings.num_rounds or stage.default_rounds
-        self.num_rounds = asked if num_rounds is None else num_rounds
+        self.num_rounds = settings.num_rounds if num_rounds is None else num_rounds
         self._start = ArrayRecord()  # of the round that was configured last
         drawn = settings.drawn_candidates(stage.number, census.warm_items)
         self.drawn = 0 if dense else drawn  # candidates of a round; 0 = all items compete

@@ -14,13 +14,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from shared_model.model.initial import Normal, Starts
+from shared_model.model.initial import Starts
 from shared_model.model.matmul import Linear
 
 SHARPNESS = 10.0  # unit vectors have dot products in [-1, 1], far too flat for a softmax
 # Pictures tell items apart better than they tell tastes: on a smaller scale, what maps them learns
 # slower, and generalises better to items that nobody has seen (docs/log.md, "cold items").
 _PICTURE_SCALE = 0.3
+_STRENGTH_SCALE = 20.0  # a number that has to travel far: on this scale Adam takes it there
 
 
 class VisualExpert(nn.Module):
@@ -98,10 +99,13 @@ class SemanticExpert(nn.Module):
 class Experts(nn.Module):
     """The two experts and the two halves of the content head."""
 
-    # Heads start small: what training never reaches stays in what they say of items it never saw.
+    # Heads start at zero, since their vectors add to the ID embeddings (invariant 2). Nor does what
+    # training never reaches stay in what they say of items that it never saw.
     starts: ClassVar[Starts] = {
-        "visual_head.weight": Normal(scale=0.1),
-        "text_head.weight": Normal(scale=0.1),
+        "visual_head.weight": 0.0,
+        "text_head.weight": 0.0,
+        "unknown": 0.0,
+        "strength": 0.0,
     }
 
     def __init__(self, hidden: int, visual: int, text: int, heads: int) -> None:
@@ -110,6 +114,22 @@ class Experts(nn.Module):
         self.text = SemanticExpert(hidden, text, heads)
         self.visual_head = Linear(visual, hidden)
         self.text_head = Linear(text, hidden)
+        self.unknown = nn.Parameter(torch.empty(hidden))
+        self.strength = nn.Parameter(torch.empty(()))
+
+    def vectors(self, ids: Tensor, content: Tensor, cold: Tensor) -> Tensor:
+        """ID embeddings and content [..., N, D] as one vector an item; of a ``cold`` [..., N] one
+        without the first, which means nothing. [..., N, D].
+
+        What content adds to a trained embedding is little beside what it has to say alone, so for
+        that it has a strength of its own, and a vector for all that is unknown of such an item.
+        """
+        known = torch.where(cold[..., None], self.unknown, ids)
+        return known + self.strengths(cold)[..., None] * content
+
+    def strengths(self, cold: Tensor) -> Tensor:
+        """By how much the content of items is multiplied: 1 beside a trained ID. [..., N]."""
+        return torch.where(cold, 1 + _STRENGTH_SCALE * self.strength, 1.0)
 
     def content(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
         """Content in ID space: [..., N, V], [..., N, S] and weights [..., N, 2] -> [..., N, D]."""

@@ -40,17 +40,27 @@ class Memories:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ItemVectors:
+    """What items are to the model, where histories have them and where they are scored."""
+
+    vectors: Tensor  # [B or 1, N, D]
+    content: Tensor  # [B or 1, N, D], the content head's part of them
+    weights: Tensor  # [B or 1, N, 2], the router's
+
+
+@dataclass(frozen=True)
+class Scores(ItemVectors):
     """What the mixture says about the candidates."""
 
     scores: Tensor  # [B, P, N]
-    vectors: Tensor  # [B or 1, N, D], by which they were scored
-    content: Tensor  # [B or 1, N, D], the content head's vectors
-    weights: Tensor  # [B or 1, N, 2], the router's
 
 
 class Mixture(nn.Module):
     """Scores candidates by ``(sequence + gate * aux) . item``, unnormalised as in every stage.
+
+    An item is the sum of its ID embedding and of what the content head makes of its features, as in
+    Hou et al., "Towards Universal Sequence Representation Learning" (KDD 2022, section 3.3); a cold
+    one is the second alone. The head starts at zero.
 
     A candidate does not meet itself in memory, where its picture would say no more than that it
     was seen, and all unseen items like it would suffer (docs/log.md): the fusion's familiarity says
@@ -81,17 +91,24 @@ class Mixture(nn.Module):
         """Scores of each user's candidates at each of its positions; ``sequence`` [B, P, D].
 
         One user's rows may stand for many users that share a bank: evaluation scores a batch of
-        users as the positions of one. ``dropout`` thins what the content heads see, by one name for
-        each candidate, B * N of them.
+        users as the positions of one. ``dropout`` is that of ``embed``.
+        """
+        made = self.embed(items, dropout)
+        vectors = made.vectors
+        aux = self._aux(sequence, items, vectors, made.weights, memories)
+        # Shared candidates are one matrix product, as in Stage 1: the same numbers to the bit.
+        base = sequence @ (vectors[0].mT if len(vectors) == 1 else vectors.mT)
+        return Scores(**vars(made), scores=base + self.gate * aux)
+
+    def embed(self, items: Candidates, dropout: Dropout | None = None) -> ItemVectors:
+        """The vectors of items, candidates or parts of histories.
+
+        ``dropout`` thins what the content heads see, by one name for each item, B * N of them.
         """
         weights = self.route(items)
         visual, text = _thinned(items.visual, dropout), _thinned(items.text, dropout)
         content = self.experts.content(visual, text, weights)
-        vectors = torch.where(items.cold[..., None], content, items.ids)  # [B or 1, N, D]
-        aux = self._aux(sequence, items, vectors, weights, memories)
-        # Shared candidates are one matrix product, as in Stage 1: the same numbers to the bit.
-        base = sequence @ (vectors[0].mT if len(vectors) == 1 else vectors.mT)
-        return Scores(base + self.gate * aux, vectors, content, weights)
+        return ItemVectors(self.experts.vectors(items.ids, content, items.cold), content, weights)
 
     def route(self, items: Candidates) -> Tensor:
         """How much each modality counts for the candidates: [B or 1, N, 2]."""

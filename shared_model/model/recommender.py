@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from shared_model.errors import ModelError
 from shared_model.model.catalogue.shortlist import Rows, Shortlist
@@ -39,13 +40,26 @@ class Recommender(nn.Module):
                 shape.hidden, shape.visual, shape.text, shape.heads, "router" in stage.groups
             )
 
-    def forward(self, inputs: Tensor, dropout: Dropout, padded: bool = True) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        dropout: Dropout,
+        padded: bool = True,
+        vectors: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states. ``inputs`` [B, T] item indices, left padded -> [B, T, D].
 
         If nothing in them is padding, ``padded=False`` says so: attention then costs half.
+        Histories are made of ``vectors`` [I+1, D], as ``catalogue.embedded`` has them; in Stage 1
+        of the ID embeddings. ``ModelError`` where a mixture has others and is not asked for them.
         """
+        if vectors is None and self.mixture is not None:
+            raise ModelError(
+                "histories of Stages 2 and 3 are made of IDs and content: say `vectors`"
+            )
+        table = self.item_embedding.weight if vectors is None else vectors
         valid = inputs != PAD if padded else None
-        hidden: Tensor = self.backbone(self.item_embedding(inputs), valid, dropout)
+        hidden: Tensor = self.backbone(functional.embedding(inputs, table, PAD), valid, dropout)
         return hidden
 
     def mix(self) -> Mixture:

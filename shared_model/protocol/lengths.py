@@ -4,6 +4,7 @@ A length is that of a test's input. Letters: B users, S steps.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
@@ -49,6 +50,19 @@ def cuts_of(parts: Iterable[Mapping[int, int]]) -> list[int]:
     last = np.abs(ends[None] - wanted[:, None]).argmin(1)
     some = sorted({int(place) for place in last if 0 < ends[place] < ends[-1]})
     return [int(STEPS[place + 1]) for place in some]
+
+
+def median_of(parts: Iterable[Mapping[int, int]]) -> int | None:
+    """The step that the median length of all users is in, out of the nodes' counts; ``None`` of
+    nobody."""
+    counts = Counter[int]()
+    for part in parts:
+        counts.update(part)
+    if not counts:
+        return None
+    steps = sorted(counts)
+    ends = np.cumsum([counts[step] for step in steps])
+    return steps[int(np.searchsorted(ends, ends[-1] / 2))]
 
 
 def groups_by_length(lengths: Ints, cuts: list[int]) -> dict[str, npt.NDArray[np.bool_]]:

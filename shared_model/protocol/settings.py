@@ -19,6 +19,7 @@ from shared_model.protocol.rules import (
     HOME,
     MLFLOW,
     NOT_NEGATIVE,
+    OPEN_DROPOUT,
     POSITIVE,
     RUN_NAME,
     SHARE,
@@ -85,7 +86,7 @@ class Settings:
     num_heads: Annotated[int, Setting(at_least(1), "run")]
     num_blocks: Annotated[int, Setting(at_least(1), "run")]
     max_length: Annotated[int, Setting(at_least(1), "run")]
-    dropout: Annotated[float, Setting(DROPOUT, "stage")]
+    dropout: Annotated[float, Setting(OPEN_DROPOUT, "stage")]
     modalities: Annotated[str, Setting(one_of(*MODALITY_CHOICES), "mixture")]
     initial_gate: Annotated[float, Setting(FINITE, "stage")]
     candidates: Annotated[int, Setting(at_least(0), "stage")]

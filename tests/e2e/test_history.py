@@ -107,7 +107,7 @@ def test_a_gate_too_small_to_learn(whole: Whole, tmp_path: Path) -> None:
 
     (Not within 3 rounds: Adam's eps of 1e-5 is more than such a gate lets through at first.)
     """
-    home, rounds = whole.copy(tmp_path, first=True), stage_of(2).default_rounds
+    home, rounds = whole.copy(tmp_path, first=True), stage_of(2).few_rounds
     settings = {"num_rounds": rounds, "evaluate_every": rounds, "initial_gate": 0.0001}
     record = whole.go(home, stage=2, **settings)["stages"]["2"]
     gates = [entry["gate"] for entry in record["rounds"][1:]]

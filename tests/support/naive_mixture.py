@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shared_model.model.experts import _PICTURE_SCALE as PICTURE_SCALE
+from shared_model.model.experts import _STRENGTH_SCALE as STRENGTH_SCALE
 from shared_model.model.fusion import _FAMILIARITY_SCALE as FAMILIARITY_SCALE
 from shared_model.model.mixture import Candidates, Memories, Mixture
 
@@ -36,6 +37,13 @@ def random_mixture(routed: bool, scale: float = 0.4, gate: float = 0.7) -> Mixtu
             parameter.copy_(scale * torch.randn(parameter.shape))
         mixture.gate.fill_(gate)
     return mixture
+
+
+def silence(mixture: Mixture) -> None:
+    """Content heads at zero, where they start."""
+    for head in (mixture.experts.visual_head, mixture.experts.text_head):
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
 
 
 def random_world(shared: bool, candidates: int = N) -> World:
@@ -94,12 +102,13 @@ def naive_scores(mixture: Mixture, world: World) -> Tensor:
 
 
 def naive_score(mixture: Mixture, state: Tensor, item: Any, remembered: list[Any]) -> Tensor:
-    """(state + gate * aux) . vector, with vector the ID embedding, or the content of a cold one."""
+    """(state + gate * aux) . vector: ID and content, or of a cold one what stands for its ID."""
     prior = naive_weights(mixture, item["visual"], item["text"])
     experts = mixture.experts
     content = prior[0] * experts.visual_head(PICTURE_SCALE * item["visual"])
     content = content + prior[1] * experts.text_head(item["text"])
-    vector = content if item["cold"] else item["ids"]
+    strength = 1 + STRENGTH_SCALE * experts.strength
+    vector = experts.unknown + strength * content if item["cold"] else item["ids"] + content
     pictures = [picture for picture, _ in remembered if picture.any()]
     texts = [text for _, text in remembered if text.any()]
     found = [

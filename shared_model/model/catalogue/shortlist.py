@@ -211,9 +211,8 @@ class Shortlist:
         cold = self.cold[names] if cold is None else cold
         parts = (self.ids[names], self.visual[names], self.text[names], cold, names)
         items = Candidates(*(part[None] for part in parts))
-        weights = self.mixture.route(items)
-        content = self.mixture.experts.content(items.visual, items.text, weights)
-        return torch.where(items.cold[..., None], content, items.ids)[0], weights[0]
+        made = self.mixture.embed(items)
+        return made.vectors[0], made.weights[0]
 
     def _bounds(self, minds: list[Mind], held: Tensor) -> Bounds:
         return Bounds(minds, held, self.mixture.gate, self.sides, self.extent)

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared_model.model.mixture import Candidates, Mixture
+from shared_model.model.mixture import Candidates, ItemVectors, Mixture
 from shared_model.model.router import MODALITIES
 from shared_model.model.sasrec import PAD
 
@@ -39,6 +39,8 @@ class _Table:
 class Catalogue(Protocol):
     """Every item as a candidate for many users."""
 
+    vectors: Tensor  # [I, D], of which histories are made, too
+
     def around(self, sequence: Tensor, held: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of all items for B users [B, I], of states ``sequence`` [B, D], memories ``held``
         [B, I] bool and ``targets`` [B]; and what each target would score if it were cold, [B].
@@ -51,6 +53,15 @@ class Catalogue(Protocol):
         is higher than these."""
 
 
+def embedded(mixture: Mixture, items: Candidates) -> ItemVectors:
+    """``Mixture.embed`` of many shared items [1, N, .], some at a time."""
+    size = items.ids.shape[1]
+    parts = [mixture.embed(_some(items, slice(at, at + _PART))) for at in range(0, size, _PART)]
+    return ItemVectors(
+        *(torch.cat(of, 1) for of in zip(*(vars(p).values() for p in parts), strict=True))
+    )
+
+
 class WholeCatalogue:
     """Every item as a candidate, and as one that can be remembered."""
 
@@ -58,10 +69,9 @@ class WholeCatalogue:
         """``items`` [1, I, .] by their indices, padding too."""
         self.mixture, self.items = mixture, items
         self.device, self.size = items.ids.device, items.ids.shape[1]
-        parts = list(self._parts(_PART))
-        self.weights = torch.cat([mixture.route(_some(items, part)) for part in parts], 1)
-        self.content = torch.cat([self._content(part) for part in parts])  # [I, D]
-        self.vectors = torch.where(items.cold[0, :, None], self.content, items.ids[0])  # [I, D]
+        made = embedded(mixture, items)
+        self.weights = made.weights  # [1, I, 2]
+        self.content, self.vectors = made.content[0], made.vectors[0]  # [I, D]
         self.queries = mixture.experts.text.queries(self.vectors)  # [H, I, S/H]
         self.wanted = mixture.fusion.wanted(self.vectors)  # [I, D]
         heads = 1 + len(self.queries)
@@ -95,6 +105,7 @@ class WholeCatalogue:
         """What each user's target [B] would score if it were cold: by its content. [B]."""
         columns = _columns(held)  # [L]
         experts, fusion, content = self.mixture.experts, self.mixture.fusion, self.content[targets]
+        content = experts.vectors(content, content, torch.ones_like(targets, dtype=torch.bool))
         usable = held[:, columns] & (targets[:, None] != columns)  # [B, L]
         pictures = experts.visual.logits(self.items.visual[:, targets], self._visual(columns))
         texts = experts.text.logits(content[None], experts.text.keys(self._text(columns)))
@@ -163,12 +174,6 @@ class WholeCatalogue:
         expert = self.mixture.experts.visual if visual else self.mixture.experts.text
         key, value = self.mixture.fusion.project(modality, expert.values(features))
         return features[0], (key[0], value[0])
-
-    def _content(self, part: slice) -> Tensor:
-        """The content head's vectors. [N, D]."""
-        some, weights = _some(self.items, part), self.weights[:, part]
-        content: Tensor = self.mixture.experts.content(some.visual, some.text, weights)[0]
-        return content
 
     def _visual(self, columns: Tensor) -> Tensor:
         return self.items.visual[:, columns]

@@ -14,6 +14,7 @@ from client_app.training.mixture_objective import MixtureObjective
 from client_app.training.objective import Batch
 from shared_model.model.dropout import Dropout
 from shared_model.model.mixture import Candidates, Memories, Scores
+from shared_model.model.sasrec import PAD
 from shared_model.protocol.plan import MixturePlan
 from shared_model.seeds import STRIDE
 from tests.conftest import MakeDataset
@@ -69,7 +70,12 @@ def naive_loss(
     drawn = batch.tensors["candidates"][user, -batch.tensors["negative"].shape[1] :]
     negatives = drawn[batch.tensors["negative"][user]].tolist()
     inputs = torch.tensor([train[:-1][-model.shape.max_length :]])
-    hidden = model(inputs, Dropout(objective.rate, keys[[user]]))[0]
+    history = candidates(objective, inputs[0].tolist())
+    if model.stage.number == 2:  # a frozen backbone reads every item with its ID
+        history = dataclasses.replace(history, cold=torch.zeros_like(history.cold))
+    read = model.mix().embed(history, content_dropout(objective, inputs[0], keys[user]))
+    dropout = Dropout(objective.forward.rate, keys[[user]])
+    hidden = model.backbone(read.vectors, inputs != PAD, dropout)[0]
     offset, nexts, alignments = len(train) - 1 - inputs.shape[1], [], []
     for target in targets:
         place = train.index(target)
@@ -107,12 +113,16 @@ def naive_result(
     objective: MixtureObjective, among: list[int], state: Tensor, held: Memories, key: Tensor
 ) -> Scores:
     """What the mixture says of items at one position, with the round's content dropout."""
-    names = key ^ (torch.tensor(among) * int(STRIDE.view(np.int64)))
-    thin = Dropout(objective.mixing.content_dropout, names)
+    thin = content_dropout(objective, torch.tensor(among), key)
     result: Scores = objective.model.mix()(
         state[None, None], candidates(objective, among), held, thin
     )
     return result
+
+
+def content_dropout(objective: MixtureObjective, items: Tensor, key: Tensor) -> Dropout:
+    names = key ^ (items * int(STRIDE.view(np.int64)))
+    return Dropout(objective.mixing.content_dropout, names)
 
 
 def candidates(objective: MixtureObjective, items: list[int]) -> Candidates:

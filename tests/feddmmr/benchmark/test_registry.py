@@ -4,21 +4,30 @@ from pathlib import Path
 
 import pytest
 
+from client_app.data.dataset import Dataset
 from feddmmr.benchmark.registry import benchmark_of, read_benchmark, registered, registry_folder
 from feddmmr.benchmark.training import control_job, stage_jobs
 from shared_model.errors import ConfigError
+from tests.conftest import MakeDataset
 
 ROWS = {"stage 1", "stage 2", "stage 3", "control"}
 ROWS |= {"popularity", "markov", "item-knn", "text-knn"}
 
 
+@pytest.fixture
+def dataset(make_dataset: MakeDataset) -> Dataset:
+    return make_dataset({1: [1, 2, 3, 4], 2: [4, 3, 2, 1]}, num_items=5)
+
+
 @pytest.mark.parametrize("name", registered())
-def test_every_file_can_be_trained_and_its_bars_speak_of_rows(name: str, tmp_path: Path) -> None:
+def test_every_file_can_be_trained_and_its_bars_speak_of_rows(
+    name: str, tmp_path: Path, dataset: Dataset
+) -> None:
     bench = benchmark_of(name, tmp_path)
     assert bench.source.parent == tmp_path
     assert bench.import_options.name == name
     assert len(bench.seeds) >= 2  # or else there is no error over seeds
-    jobs = stage_jobs(bench, {}, 1, tmp_path, tmp_path, [1, 2, 3])
+    jobs = stage_jobs(bench, {}, 1, dataset, tmp_path, [1, 2, 3])
     assert [(job.row, job.config["stage"], job.config["seed"]) for job in jobs] == [
         ("stage 1", 1, 1),
         ("stage 2", 2, 1),
@@ -29,16 +38,18 @@ def test_every_file_can_be_trained_and_its_bars_speak_of_rows(name: str, tmp_pat
         assert (bar.least > 0) + (bar.chance > 0) + bool(bar.above) == 1
 
 
-def test_stages_have_their_tables_and_the_control_has_all_rounds(tmp_path: Path) -> None:
+def test_stages_have_their_tables_and_the_control_has_all_rounds(
+    tmp_path: Path, dataset: Dataset
+) -> None:
     bench = benchmark_of("ml-1m", tmp_path)
-    first, second, third = stage_jobs(bench, {"dropout": 0.3}, 0, tmp_path, tmp_path, [1, 2, 3])
+    first, second, third = stage_jobs(bench, {"dropout": 0.3}, 0, dataset, tmp_path, [1, 2, 3])
     assert (first.rounds, second.rounds, third.rounds) == (300, 60, 100)
     assert second.config["targets-per-user"] == 100
     assert {job.config["dropout"] for job in (first, second, third)} == {0.3}
     control = control_job(first, 460)
     assert control.config == first.config | {"num-rounds": 460, "run": "control-seed0"}
     with pytest.raises(ConfigError, match=r"not for --set.*seed"):
-        stage_jobs(bench, {"seed": 3}, 0, tmp_path, tmp_path, [1])
+        stage_jobs(bench, {"seed": 3}, 0, dataset, tmp_path, [1])
 
 
 def test_a_folder_that_nobody_listed_has_defaults(tmp_path: Path) -> None:

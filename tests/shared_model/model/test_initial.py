@@ -20,9 +20,12 @@ CONSTANT = {
     "mixture.fusion.output.weight": 0.0,
     "mixture.router.weigh.weight": 0.0,
     "mixture.experts.visual.sharpness": 10.0,
+    "mixture.experts.visual_head.weight": 0.0,
+    "mixture.experts.text_head.weight": 0.0,
+    "mixture.experts.unknown": 0.0,
+    "mixture.experts.strength": 0.0,
 }
 TABLES = ("item_embedding.weight", "backbone.positions")
-HEADS = ("mixture.experts.visual_head.weight", "mixture.experts.text_head.weight")
 
 
 def expected(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
@@ -33,7 +36,7 @@ def expected(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
     elif name.endswith("query_key_value.weight"):
         std = math.sqrt(2 / (8 + 8))
     else:
-        std = math.sqrt(2 / sum(shape)) * (0.1 if name in HEADS else 1.0)
+        std = math.sqrt(2 / sum(shape))
     generator = torch.Generator().manual_seed(stable_hash(seed, "init", name) >> 1)
     value = torch.randn(shape, generator=generator) * std
     if name == "item_embedding.weight":

@@ -14,6 +14,7 @@ from tests.support.asking_mixtures import (
     ask,
 )
 from tests.support.naive_mixture import (
+    STRENGTH_SCALE,
     B,
     D,
     N,
@@ -21,6 +22,7 @@ from tests.support.naive_mixture import (
     naive_scores,
     random_mixture,
     random_world,
+    silence,
     unit,
 )
 from tests.support.naive_mixture import L as BANK
@@ -50,9 +52,10 @@ def test_scores_equal_the_formulas_in_loops(routed: bool, shared: bool, seed: in
 def test_the_result_tells_vectors_content_and_weights(routed: bool) -> None:
     mixture, world = random_mixture(routed), random_world(shared=True)
     result = mixture(world.sequence, world.items, world.memories)
-    cold = world.items.cold[0]
-    assert (result.vectors[0, cold] == result.content[0, cold]).all()
-    assert (result.vectors[0, ~cold] == world.items.ids[0, ~cold]).all()
+    cold, content = world.items.cold[0], result.content[0]
+    alone = mixture.experts.unknown + (1 + STRENGTH_SCALE * mixture.experts.strength) * content
+    assert (result.vectors[0, cold] == alone[cold]).all()
+    assert (result.vectors[0, ~cold] == (world.items.ids[0] + content)[~cold]).all()
     assert not result.content[0, 3].any()  # neither picture nor text
     assert result.weights[0, :4].sum(-1).tolist() == pytest.approx([1, 1, 1, 0])
 
@@ -154,10 +157,11 @@ def test_dropout_thins_what_the_content_heads_see_and_nothing_else() -> None:
     thin = Dropout(0.5, torch.arange(B * N) * 7919)
     whole, thinned = (mixture(*vars(world).values(), dropout) for dropout in (None, thin))
     assert (whole.weights == thinned.weights).all()
-    warm = ~world.items.cold[:, None].expand(whole.scores.shape)
-    assert (whole.scores == thinned.scores)[warm].all()
     differs = (whole.content != thinned.content).any(-1)
     assert (differs == world.items.visual.any(-1) | world.items.text.any(-1)).all()
+    silence(mixture)
+    whole, thinned = (mixture(*vars(world).values(), dropout) for dropout in (None, thin))
+    assert (whole.scores == thinned.scores).all()
 
 
 def test_scores_are_not_normalised_and_the_gate_scales_the_mixture_only() -> None:
@@ -173,13 +177,9 @@ def test_scores_are_not_normalised_and_the_gate_scales_the_mixture_only() -> Non
         torch.testing.assert_close(by_gate[gate], gate * by_gate[1.0])
 
 
-def test_an_empty_memory_leaves_sasrec_alone() -> None:
+def test_an_empty_memory_leaves_the_state_alone() -> None:
     mixture, world = random_mixture(True), random_world(shared=True)
-    items = dataclasses.replace(world.items, cold=torch.zeros(1, N) > 0)
-    scores, plain = (
-        ask(mixture, World(world.sequence, items, world.memories)),
-        world.sequence @ (items.ids[0].T),
-    )
+    scores, plain = ask(mixture, world), world.sequence @ mixture.embed(world.items).vectors[0].T
     assert (scores[0, 0] == plain[0, 0]).all()  # nothing is held there
     assert (scores[0, 1] - plain[0, 1]).abs().max() > 1e-2
 

@@ -12,7 +12,18 @@ from shared_model.model.mixture import Candidates, Memories
 from shared_model.model.recommender import ModelShape, Recommender, build
 from shared_model.stages import STAGES, group_of
 from tests.support.asking_mixtures import ROUTED, ask
-from tests.support.naive_mixture import HEADS, D, N, S, V, World, random_mixture, random_world, unit
+from tests.support.naive_mixture import (
+    HEADS,
+    D,
+    N,
+    S,
+    V,
+    World,
+    random_mixture,
+    random_world,
+    silence,
+    unit,
+)
 
 SHAPE = ModelShape(num_items=30, hidden=D, heads=HEADS, blocks=1, max_length=9, visual=V, text=S)
 
@@ -32,7 +43,7 @@ def test_it_starts_as_sasrec_to_the_last_bit(stage: int) -> None:
     warm = ~everything.cold[0]
     assert (result.scores[0][:, warm] == model.score(hidden)[:, warm]).all()
     assert (result.scores[0][:, warm] == (hidden @ model.item_embedding.weight.T)[:, warm]).all()
-    assert (result.scores[0][:, ~warm] != model.score(hidden)[:, ~warm]).all()
+    assert not result.scores[0][:, ~warm].any()  # nothing is known of cold items yet
     assert result.weights[0, 5].tolist() == [0.5, 0.5]
 
 
@@ -78,6 +89,7 @@ def test_without_an_output_the_mixture_is_silent_whatever_else_it_learned(routed
     mixture = random_mixture(routed).float()
     nn.init.zeros_(mixture.fusion.output.weight)
     nn.init.zeros_(mixture.fusion.familiarity)
+    silence(mixture)
     world = random_world(shared=True)
     items = dataclasses.replace(halved(world.items), cold=torch.zeros(1, N) > 0)
     sequence = world.sequence.float()
@@ -90,6 +102,9 @@ def test_without_an_output_the_mixture_is_silent_whatever_else_it_learned(routed
 def test_two_steps_move_every_parameter_of_the_mixture(stage: int, gate: float) -> None:
     """Invariant 6, however small the gate begins: the output moves first, then what is before."""
     model = build(SHAPE, 0, stage=STAGES[stage], gate=gate).double()
+    if stage == 3:  # which starts with the heads of Stage 2, and a router weighs these
+        for head in (model.mix().experts.visual_head, model.mix().experts.text_head):
+            nn.init.normal_(head.weight, std=0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.mix().parameters(), lr=0.5)
     memories = doubled(bank_of(9, positions=4))

@@ -141,7 +141,7 @@ def test_it_never_looks_at_the_sequence_the_ids_or_the_memory() -> None:
 
 
 def test_sasrecs_share_does_not_depend_on_it() -> None:
-    """It weighs experts against each other: whatever it says, `sequence @ ids` stays whole."""
+    """It weighs modalities against each other: whatever it says, `sequence @ ids` stays whole."""
     mixture, world = random_mixture(True), random_world(shared=True)
     share, warm = world.sequence @ world.items.ids[0].T, ~world.items.cold[0]
     weights = []
@@ -152,7 +152,8 @@ def test_sasrecs_share_does_not_depend_on_it() -> None:
             mixed = scaled(*vars(world).values())
             scaled.gate.fill_(0.0)
             alone = scaled(*vars(world).values())
-        assert torch.equal(alone.scores[..., warm], share[..., warm])
+        by_id = alone.scores - world.sequence @ alone.content[0].T
+        torch.testing.assert_close(by_id[..., warm], share[..., warm])
         assert (mixed.scores - share)[..., warm].abs().max() > 0.01
         weights.append(mixed.weights)
     assert (weights[0] - weights[2]).abs().max() > 0.1

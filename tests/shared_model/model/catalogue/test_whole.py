@@ -47,7 +47,12 @@ def test_nobody_remembers_anything() -> None:
     mixture, items = random_mixture(True), everything()
     sequence, nothing = torch.randn(2, D).double(), torch.zeros(2, ITEMS, dtype=torch.bool)
     all_items = WholeCatalogue(mixture, items)
-    plain = torch.where(items.cold[0, :, None], all_items.content, items.ids[0])
+
+    def vectors(cold: torch.Tensor) -> torch.Tensor:
+        return mixture.experts.vectors(items.ids[0], all_items.content, cold)
+
+    plain = vectors(items.cold[0])
     torch.testing.assert_close(all_items.scores(sequence, nothing), sequence @ plain.T)
     own = all_items.as_cold(sequence, nothing, torch.tensor([1, 2]))
-    torch.testing.assert_close(own, (sequence * all_items.content[[1, 2]]).sum(1))
+    alone = vectors(torch.ones_like(items.cold[0]))
+    torch.testing.assert_close(own, (sequence * alone[[1, 2]]).sum(1))
