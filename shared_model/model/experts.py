@@ -93,7 +93,8 @@ class SemanticExpert(nn.Module):
         return values
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.heads, -1).transpose(-3, -2)  # [B, H, ., S/H]
+        width = x.shape[-1] // self.heads  # not -1: of nothing, that could be anything
+        return x.view(*x.shape[:-1], self.heads, width).transpose(-3, -2)  # [B, H, ., S/H]
 
 
 class Experts(nn.Module):

@@ -5,8 +5,7 @@ all that it takes of a candidate is its vector, its picture and the router's wei
 features, queries and wishes of candidates never exist.
 
 Letters: N candidates of a block, K of them, M items that one user remembers, L that anybody does, H
-heads, D hidden size,
-V and S the feature dimensions.
+heads, D hidden size, V and S the feature dimensions.
 """
 
 from dataclasses import dataclass

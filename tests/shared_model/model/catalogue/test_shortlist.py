@@ -55,6 +55,16 @@ def test_every_score_is_on_its_side_of_the_target_s(routed: bool, scale: float) 
     assert (expected - sequence @ items.ids[0].T).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("user", range(USERS))
+@torch.no_grad()
+def test_a_user_alone_may_remember_nothing_or_what_lacks_a_modality(user: int) -> None:
+    mixture, items, one = random_mixture(True), everything(), slice(user, user + 1)
+    memory, sequence = held()[one], torch.randn(1, D).double()
+    scores, _ = listed(mixture, items).around(sequence, memory, TARGETS[one])
+    expected = by_the_formula(mixture, items, sequence, memory)
+    torch.testing.assert_close(scores[0, TARGETS[one]], expected[0, TARGETS[one]])
+
+
 @pytest.mark.parametrize("few", [True, False])
 @torch.no_grad()
 def test_no_score_leaves_its_bounds(few: bool) -> None:
