@@ -28,6 +28,7 @@ from server_app.privacy.ledger import (
     require_one_promise,
 )
 from server_app.privacy.mechanism import noising_of
+from server_app.privacy.shares import require_shares
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.manifest import Manifest, open_manifest
@@ -76,6 +77,7 @@ def federate(
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
     require_training(census)
     require_sites(settings, len(census.nodes))
+    require_shares(settings, census)
     require_features(stages, census.features(), census.dims, settings.modalities)
     with open_manifest(settings.home_folder, settings.run, flower_run) as manifest:
         manifest.bind(app_record(), census.dataset(), census.features())

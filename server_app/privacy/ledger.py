@@ -94,19 +94,26 @@ class Ledger:
             return False
         return self._with({"round": round_, "absent": [], "noise": ""}) > self.budget
 
+    def absent_from(self, round_: int) -> list[str] | None:
+        """Who was absent when a round was first released; ``None`` if it was not yet."""
+        known = [release["absent"] for release in self.releases if release["round"] == round_]
+        return known[0] if known else None
+
     def charge(self, release: Release) -> None:
         """Write a release down (``Noising.release``), unless it is known.
 
         ``RoundError`` if a round that was released already comes again, without other nodes, and
-        would pass the budget.
+        has the same noise or would pass the budget.
         """
         if release in self.releases:
             return
         round_, absent = release["round"], release["absent"]
         before = [known["absent"] for known in self.releases if known["round"] == round_]
-        if before and self.budget and self._with(release) > self.budget:
+        same_noise = release["noise"] in [known["noise"] for known in self.releases]
+        if same_noise or (before and self.budget and self._with(release) > self.budget):
+            why = "its noise is on that sum" if same_noise else "again would pass dp-epsilon"
             raise RoundError(
-                "this round was released before, with other nodes; again would pass dp-epsilon",
+                f"this round was released before, with other nodes; {why}",
                 where=f"round {round_}",
                 expected=f"without {', '.join(before[0]) or 'nobody'}",
                 got=f"without {', '.join(absent) or 'nobody'}",
@@ -254,7 +261,7 @@ def _with_releases(privacy: PrivacyLedger | Empty) -> PrivacyLedger | None:
 
 def _drawing(settings: Settings, census: Census, secret: bytes) -> dict[str, str]:
     """The nodes that draw noise, each with a fingerprint of its data that tells nothing of it."""
-    nodes = census.nodes.values() if settings.dp_noise_on == "nodes" else []
+    nodes = [] if settings.dp_noise_on == "server" else census.nodes.values()
     return {n.name: derive(secret, "node", n.name, n.history_digest).hex() for n in nodes}
 
 
