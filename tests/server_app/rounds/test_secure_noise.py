@@ -52,7 +52,7 @@ def _moved(rounds: Rounds) -> torch.Tensor:
 def test_the_sum_has_the_noise_of_those_that_are_in_it(
     rounds: Make, monkeypatch: pytest.MonkeyPatch, against: str
 ) -> None:
-    """At the threshold, 3 of 4, what the ledger charges; with all sites 4 / 3 times the variance."""
+    """At the threshold, 3 of 4, what the ledger charges; with all 4 / 3 times the variance."""
     for lost in ([], [("train", 2)]):
         with monkeypatch.context() as patch:
             lose(patch, *lost)
