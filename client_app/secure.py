@@ -84,9 +84,10 @@ class SecureSite:
         return shares
 
     def forget(self, session: str) -> None:
-        """Delete what is known of a session."""
+        """Delete what is known of a session, and what a killed process left beside it."""
         if self.path.exists() and self._session().name == session:
-            self.path.unlink(missing_ok=True)
+            for path in (*self.path.parent.glob(f"{self.path.name}.*.tmp"), self.path):
+                path.unlink(missing_ok=True)
 
     def _noise(self, plan: RoundPlan, request: SecureRequest) -> SiteNoise | None:
         """This site's share of the round's noise, by a secret of its own."""

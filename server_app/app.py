@@ -101,6 +101,7 @@ def _run_stage(
 ) -> bool:
     """Train a stage to its end; false if it is complete and was left alone."""
     if not has_work(settings, manifest, stage):
+        remove_secrets(manifest)  # of a stage whose server was killed right behind its end
         report.say(
             f"stage {stage.number} ({stage.title}) is complete: nothing to do. To train it again: "
             f"--run-config 'stage={stage.number} redo=true', or another run='NAME'"

@@ -105,7 +105,7 @@ class Ledger:
         ``RoundError`` if a round that was released already comes again, without other nodes, and
         has the same noise or would pass the budget.
         """
-        if release in self.releases:
+        if self._known(release):
             return
         round_, absent = release["round"], release["absent"]
         before = [known["absent"] for known in self.releases if known["round"] == round_]
@@ -120,6 +120,33 @@ class Ledger:
                 todo="bring the same nodes back and submit the same run again: it resumes",
             )
         self.releases.append(release)
+
+    def came_out(self, release: Release, arrays_sha256: str) -> None:
+        """Note which arrays came of a release, before they are sent to anyone.
+
+        Sites draw other noise around numbers that differ in a bit, as a GPU may make them: then a
+        round that is repeated is charged once more. ``RoundError`` if that would pass the budget.
+        """
+        known = self._known(release)
+        if any(earlier.setdefault("arrays", arrays_sha256) == arrays_sha256 for earlier in known):
+            return
+        again: Release = {**release, "arrays": arrays_sha256}
+        if self.budget and self._with(again) > self.budget:
+            raise RoundError(
+                "the round came out as another one than before; both would pass dp-epsilon",
+                where=f"round {release['round']}",
+                todo="submit the same run again with the nodes, processors and devices of before, "
+                f"{_OR_REDO}",
+            )
+        self.releases.append(again)
+
+    def _known(self, release: Release) -> list[Release]:
+        """What was written down of the same sum under the same noise."""
+
+        def what(of: Release) -> tuple[int, list[str], str]:
+            return of["round"], of["absent"], of["noise"]
+
+        return [known for known in self.releases if what(known) == what(release)]
 
     def tell(self, round_: int) -> float:
         """Epsilon of the run so far, this stage and those before it; it is written down, too."""

@@ -22,6 +22,7 @@ from server_app.rounds.exchange import Asking
 from server_app.rounds.result import RoundResult
 from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import ConfigError, RoundError
+from shared_model.fingerprint import arrays_sha256
 from shared_model.model.recommender import Arrays
 from shared_model.protocol.metrics import Report
 
@@ -101,6 +102,9 @@ class StageRun:
         if noising and noising.in_sums and self.ledger:  # before the sum is opened
             among = self._with_the_same_noise(round_)
             result = self.asking.train(round_, arrays, among, self._charge)
+            if result.release:
+                self.ledger.came_out(result.release, arrays_sha256(result.arrays))
+                self.manifest.save()
         else:
             result = self.asking.train(round_, arrays)
         if result.release and noising and noising.noise_on == "server":

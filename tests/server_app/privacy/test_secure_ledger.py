@@ -149,3 +149,28 @@ def test_a_redone_stage_is_charged_and_has_other_noise(
     names = [r["noise"] for r in old["privacy"]["releases"] + new["releases"]]
     assert len(set(names)) == len(names) == 5
     assert new["epsilon"] == epsilon(Counter({Mechanism(0.6, 2.0): 5}), 1e-5)
+
+
+@pytest.mark.usefixtures("one_secret")
+@pytest.mark.parametrize("budget", [0.0, 2.6])
+def test_a_repeated_round_that_comes_out_otherwise_is_charged_again(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float
+) -> None:
+    """A node that lost its secret, here: other noise on the same sum. Or a budget forbids it."""
+    given = SETTINGS | {"dp_epsilon": budget, "evaluate_every": 1, "num_rounds": 2}
+    with monkeypatch.context() as patch:
+        cut_after(patch, StageRun, "_validate", 3)  # of the last round
+        with pytest.raises(CutError):
+            run(3, run="cut", **given)
+    for path in (tmp_path / "home" / "noise").iterdir():
+        path.unlink()
+    if budget:
+        with pytest.raises(RoundError, match="another one than before; both would pass dp-eps"):
+            run(3, run="cut", **given)
+        return
+    privacy = run(3, run="cut", **given)["stages"]["1"]["privacy"]
+    first, *twice = privacy["releases"]
+    assert [release["round"] for release in twice] == [2, 2]
+    assert len({release["arrays"] for release in (first, *twice)}) == 3
+    spent = Counter({Mechanism(0.6, 2.0): 1, Mechanism(0.6, 2.0 / 2**0.5): 1})
+    assert privacy["epsilon"] == epsilon(spent, 1e-5)
