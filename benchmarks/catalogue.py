@@ -3,10 +3,10 @@
     uv run python -m benchmarks.catalogue --out catalogue.json
     uv run python -m benchmarks.catalogue --out catalogue.json --against /path/of/another/checkout
 
-For each size one run in a process of its own, in which server and nodes are: processor seconds of
-the validation before the first round and of a round of training (the median), bytes each way and
-node, and the peak memory of all together. Another checkout (``git worktree add``) takes turns with
-this one, on the same data and settings.
+For each size one run in a process of its own, in which server and nodes are, of all stages up to
+the one asked for: processor seconds of the validation before a stage's first round and of a round
+of training (the median), bytes each way and node, and the peak memory of all together. Another
+checkout (``git worktree add``) takes turns with this one, on the same data and settings.
 """
 
 import argparse
@@ -33,8 +33,8 @@ _NODES = 2
 _FEATURES = (512, 384)  # of pictures and texts
 
 
-def measured(tree: Path, config: dict[str, Any]) -> Row:
-    """What a run of the app in ``tree`` costs. ``RoundError`` if it fails."""
+def measured(tree: Path, config: dict[str, Any]) -> list[Row]:
+    """What a run of the app in ``tree`` costs, stage by stage. ``RoundError`` if it fails."""
     program = [sys.executable, str(own_app() / "benchmarks" / "speed_parts" / "one_run.py")]
     done = subprocess.run(  # noqa: S603 (our own arguments, no shell)
         program,
@@ -47,21 +47,27 @@ def measured(tree: Path, config: dict[str, Any]) -> Row:
     if done.returncode:
         raise RoundError("a run that was measured failed; it said why above", where=str(tree))
     found: Row = json.loads(done.stdout.splitlines()[-1])
-    rounds, whole = found.pop("rounds"), _NODES
+    stages = found.pop("stages")
+    return [{"stage": int(stage)} | found | _costs(**told) for stage, told in stages.items()]
+
+
+def _costs(rounds: list[Row], test: Row) -> Row:
+    """What a stage's validation and a round of training cost."""
     # The last round is validated, and in the first one nodes get what they keep.
-    trained = rounds[2:-1] or rounds[1:]
+    trained = rounds[2:-1] or rounds[1:-1] or rounds[1:]
     told = {name: statistics.median(entry[name] for entry in trained) for name in rounds[0]}
-    return found | {
+    return {
         "participants": told["participants"],
         "validate_seconds": rounds[0]["seconds"],
         "round_seconds": told["seconds"],
-        "down": told["bytes_down"] / whole,
-        "up": told["bytes_up"] / whole,
+        "down": told["bytes_down"] / _NODES,
+        "up": told["bytes_up"] / _NODES,
+        "test": test,
     }
 
 
 def benchmark(args: argparse.Namespace, folder: Path) -> list[Row]:
-    """A row for each size and checkout."""
+    """A row for each size, checkout and stage."""
     trees = {"this": own_app()} | ({"other": args.against.resolve()} if args.against else {})
     rows = []
     for items in args.items:
@@ -80,9 +86,9 @@ def benchmark(args: argparse.Namespace, folder: Path) -> list[Row]:
             own = merge([], args.set) if name == "this" else {}
             given = {key.replace("-", "_"): value for key, value in own.items()}
             home = folder / f"{name}-{items}"
-            row = measured(tree, config | given | {"home": str(home)})
-            rows.append({"app": name, "items": items, "stage": args.stage} | row)
-            print_row(rows[-1])
+            for row in measured(tree, config | given | {"home": str(home)}):
+                rows.append({"app": name, "items": items} | row)
+                print_row(rows[-1])
     return rows
 
 
@@ -92,15 +98,25 @@ def print_row(row: Row) -> None:
 
 
 def print_table(rows: list[Row]) -> None:
-    """One line a size and checkout."""
+    """One line a size, checkout and stage."""
     table = Table(box=SIMPLE_HEAD)
-    heads = ("items", "app", "users a round", "CPU s to validate", "a round", "MB down", "MB up")
+    heads = (
+        "items",
+        "app",
+        "stage",
+        "users a round",
+        "CPU s to validate",
+        "a round",
+        "MB down",
+        "MB up",
+    )
     for heading in (*heads, "peak MB"):
         table.add_column(heading)
     for row in rows:
         table.add_row(
             f"{row['items']:,}",
             row["app"],
+            str(row["stage"]),
             f"{row['participants']:.0f}",
             f"{row['validate_seconds']:.2f}",
             f"{row['round_seconds']:.2f}",

@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 
 from shared_model.errors import NodeError
-from shared_model.files import write_whole
+from shared_model.files import replacing
 from shared_model.fingerprint import arrays_sha256
 from shared_model.model.recommender import Arrays
 
@@ -45,11 +45,12 @@ def keep_frozen(home: Path, sha256: str, arrays: Arrays) -> None:
     path = _path(home, sha256)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A tensor that is a view with strides is refused. Not ``save``: that is two copies more.
         whole = {name: value.contiguous() for name, value in arrays.items()}
-        content = save(whole)  # which refuses a tensor that is a view with strides
-        write_whole(path, content, rivals=True, durable=False)
+        with replacing(path, rivals=True) as temporary:
+            save_file(whole, temporary)
         keep_newest(path, _MOST)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise NodeError(
             "cannot keep the frozen groups",
             where=str(path),

@@ -204,7 +204,7 @@ def _open_folder(folder: Path) -> Dataset:
     return open_dataset(folder)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=1)  # a stage's; of a large catalogue each has a table of its own
 def _resident_model(shape: ModelShape, seed: int, device: str, stage: Stage) -> Recommender:
     return build(shape, seed, device, stage)
 

@@ -19,7 +19,7 @@ except ImportError:  # at 9b0433c and before
 
 
 def main() -> None:
-    """Print what the last stage cost as the last line."""
+    """Print what the stages cost as the last line."""
     given: dict[str, Any] = json.load(sys.stdin)
     stages, nodes = given.pop("stages"), given.pop("nodes")
     time.monotonic = time.process_time  # by which the manifest tells seconds
@@ -30,12 +30,17 @@ def main() -> None:
             manifest: Any = run_in_process(nodes, stage=stage, **given)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_SELF)
-    record = manifest["stages"][str(stages[-1])]
     names = ("round", "seconds", "bytes_down", "bytes_up", "participants")
-    rounds = [{name: entry[name] for name in names} for entry in record["rounds"]]
+    found = {
+        stage: {
+            "rounds": [{name: entry[name] for name in names} for entry in record["rounds"]],
+            "test": record["test"]["all"]["full"],
+        }
+        for stage, record in manifest["stages"].items()
+    }
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    found = {"rounds": rounds, "seconds": seconds, "cpu_seconds": spent, "peak": _peak()}
-    print(json.dumps(found | {"test": record["test"]["all"]["full"]}))
+    told = {"stages": found, "seconds": seconds, "cpu_seconds": spent, "peak": _peak()}
+    print(json.dumps(told))
 
 
 def _peak() -> int:

@@ -70,8 +70,15 @@ def protocol_ranks(scores: Tensor, cases: Cases, candidates: Tensor) -> dict[str
 
 def _ranks(ahead: Tensor, candidates: Tensor) -> Ranks:
     """How many of the ``candidates`` [B, N] are ``ahead`` [B, N], and how many there are."""
-    counts = torch.stack([(ahead & candidates).sum(1), candidates.sum(1)]).cpu().numpy()
-    return Ranks(*counts)
+    counts = [_counts(ahead & candidates), _counts(candidates)]
+    return Ranks(*torch.stack(counts).cpu().numpy())
+
+
+def _counts(flags: Tensor) -> Tensor:
+    """How many are true in each row of [B, N] bool, int64 [B]: by numpy where that is faster."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.count_nonzero(flags.numpy(), axis=1))
+    return flags.sum(1)
 
 
 def warm_candidates(dataset: Dataset) -> Tensor:

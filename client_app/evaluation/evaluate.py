@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from client_app.data.dataset import Dataset, Ints, Rows, Split, cold_rows, input_lengths
-from client_app.evaluation.candidates import shared_candidates
 from client_app.evaluation.cases import make_cases, protocol_ranks
 from client_app.evaluation.target_groups import (
     BUCKET_PROTOCOLS,
@@ -137,18 +136,16 @@ class _Mixed:
     def __init__(self, model: Recommender, settings: MemorySettings, recall: Recall) -> None:
         self.model, self.settings, self.recall = model, settings, recall
         device = model.item_embedding.weight.device
-        everything = torch.arange(recall.dataset.num_items + 1, device=device)
-        cold = on_device(recall.dataset.cold, device)
-        items = shared_candidates(model, recall.content, everything, cold)
-        self.catalogue = model.catalogue(items)
+        content, cold = recall.content, on_device(recall.dataset.cold, device)
+        self.catalogue = model.catalogue(content.visual, content.text, cold)
 
     def scores(
         self, hidden: Tensor, targets: Tensor, rows: Rows, lengths: Ints
     ) -> tuple[Tensor, Tensor]:
-        """After each user's input of ``lengths`` [B]; the second has the target by content, which
-        is the score it would have if it were cold. Two of [B, I+1].
+        """After each user's input of ``lengths`` [B], as good as exact for the target's rank; the
+        second has the target by content, which is the score it would have if it were cold. Two of
+        [B, I+1].
         """
         held = self.recall.held(self.model, rows, lengths, self.settings)
-        scores = self.catalogue.scores(hidden, held)
-        by_content = self.catalogue.as_cold(hidden, held, targets)
+        scores, by_content = self.catalogue.around(hidden, held, targets)
         return scores, scores.scatter(1, targets[:, None], by_content[:, None])

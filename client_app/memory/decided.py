@@ -31,7 +31,12 @@ class Decided:
         self.surprising, self.written = torch.zeros(
             (2, len(self.items)), dtype=torch.uint8, device=self.device
         )
-        rounded = on_device(content.combined, self.device).mul(GRID).round_().div_(GRID)
+        rounded = (
+            on_device(content.combined[np.arange(dataset.num_items + 1)], self.device)
+            .mul(GRID)
+            .round_()
+            .div_(GRID)
+        )
         self.features = rounded  # [I + 1, F], products of which are exact
 
     @cached_property

@@ -4,11 +4,8 @@ The threshold is a property of all users and of no topology: who is asked is a p
 user, and what they tell is a histogram, which adds up over the nodes.
 """
 
-import numpy as np
-import numpy.typing as npt
-
 from client_app.data.dataset import Dataset, Ints, Rows, split_view
-from shared_model.memory.memory import MemorySettings, novelty_counts
+from shared_model.memory.memory import FeatureTable, MemorySettings, novelty_counts
 from shared_model.seeds import stable_hash, uniform
 
 SAMPLED_USERS = 2000  # about as many tell the novelty: enough for a median, however many there are
@@ -27,7 +24,7 @@ def sampled_rows(dataset: Dataset, rows: Rows, share: float) -> Rows:
 
 def count_novelty(
     dataset: Dataset,
-    combined: npt.NDArray[np.float32],
+    combined: FeatureTable,
     rows: Rows,
     share: float,
     settings: MemorySettings,

@@ -159,8 +159,7 @@ class MixtureObjective:
         content (docs/stages.md, "Losses"). [I+1] bool."""
         names = np.arange(self.dataset.num_items + 1, dtype=np.uint64)
         dropped = uniform(self._hash("id-dropout"), names) < self.mixing.id_dropout
-        has_content = self.content.combined.any(1)
-        as_cold: np.ndarray = self.dataset.cold | (dropped & has_content)
+        as_cold: np.ndarray = self.dataset.cold | (dropped & self.content.known)
         return as_cold
 
     def _hash(self, what: str) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from client_app.data.content import Content, content_dims, open_content
 from client_app.memory.cache import Recall
@@ -134,7 +135,8 @@ def _cases_of(
 def _score(attacker: Attacker, content: Content) -> FeatureScores:
     """With the shadow directions of the attacker's model."""
     both = {"visual": content.visual, "text": content.text}
-    features = {kind: rows.cpu().numpy()[attacker.warm] for kind, rows in both.items()}
+    warm = torch.from_numpy(attacker.warm)
+    features = {kind: rows[warm.to(rows.device)].cpu().numpy() for kind, rows in both.items()}
     dataset = made_up_users(attacker.dataset, attacker.warm, attacker.settings.seed)
     assert attacker.mixing is not None  # noqa: S101 (for the type checker)
     mixing = (attacker.mixing[0], Recall(dataset, content))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 import torch
 
-from client_app.data.content import open_content
+from client_app.data.content import open_content, whole
 from client_app.data.dataset import Dataset, Rows, Split, cold_rows, input_lengths
 from client_app.data.split import train_places
 from client_app.evaluation.cases import make_cases, protocol_ranks
@@ -72,7 +72,7 @@ def scorers(dataset: Dataset) -> dict[str, Scorer]:
         "item-knn": item_knn(users, items, dataset.num_items),
     }
     if dataset.info.get("text_dim"):
-        found[CONTENT] = text_knn(open_content(dataset, "text").text.numpy())
+        found[CONTENT] = text_knn(whole(open_content(dataset, "text").text).numpy())
     return found
 
 

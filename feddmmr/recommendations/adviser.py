@@ -16,19 +16,19 @@ from client_app.data.content import Content, open_content
 from client_app.data.dataset import Dataset, Ints, Rows
 from client_app.evaluation.candidates import shared_candidates
 from client_app.memory.cache import Recall, memory_settings, shared_bank
-from feddmmr.recommendations.parts import PARTS, Parts, parts_of, state_alone
+from feddmmr.recommendations.parts import PARTS, Parts, parts_of, shares_of, state_alone
 from feddmmr.runs.read import Run, complete_stage
 from feddmmr.runs.verify import best_model
 from shared_model.errors import ConfigError
 from shared_model.memory.memory import MemorySettings
-from shared_model.model.catalogue import WholeCatalogue, embedded
+from shared_model.model.catalogue.shortlist import Shortlist
 from shared_model.model.dropout import Dropout
-from shared_model.model.mixture import Candidates, Memories
+from shared_model.model.mixture import Memories
 from shared_model.model.recommender import Recommender
 from shared_model.model.router import MODALITIES
 from shared_model.model.sasrec import PAD
 
-_CELLS = 4_000_000  # candidates times remembered items at once
+_AT_ONCE = 4096  # items
 _REASONS, _LEAST = 3, 1e-4  # remembered items that are named, and what one of them has to weigh
 
 
@@ -81,10 +81,11 @@ class Adviser:
         return Past(history, state, memory, self._score(state, memory))
 
     @torch.no_grad()
-    def scores(self, rows: Rows) -> Tensor:
+    def scores(self, rows: Rows, count: int) -> Tensor:
         """The whole catalogue after the whole histories of users ``rows`` [N]: [N, I + 1].
 
-        The same as ``after`` says of each, many at once and without the parts.
+        Of each user's ``count`` best the same as ``after`` says, many at once and without the
+        parts; no other is higher.
         """
         lengths = self.dataset.lengths(rows)
         starts = self.dataset.indptr[rows]
@@ -98,25 +99,15 @@ class Adviser:
         settings = self._memory_settings(self.dataset)
         recall = Recall(self.dataset, self.content)
         held = recall.held(self.model, rows, lengths, settings)
-        return self._possible(self._catalogue.scores(states, held))
+        return self._possible(self._catalogue.best(states, held, count))
 
     @cached_property
-    def _catalogue(self) -> WholeCatalogue:
-        """Every item by the mixture, for many users."""
-        return self.model.catalogue(self._everything())
-
-    @cached_property
-    def _vectors(self) -> Tensor | None:
-        """What histories are made of: [I + 1, D], if it is not the ID embeddings."""
-        if self.content is None:
-            return None
-        return embedded(self.model.mix(), self._everything()).vectors[0]
-
-    def _everything(self) -> Candidates:
+    def _catalogue(self) -> Shortlist:
+        """Every item by the mixture."""
         assert self.content is not None  # noqa: S101 (for the type checker: callers asked)
-        items = torch.arange(self.dataset.num_items + 1)
-        cold = torch.from_numpy(self.dataset.cold)
-        return shared_candidates(self.model, self.content, items, cold)
+        table, cold = self.model.item_embedding.weight, torch.from_numpy(self.dataset.cold)
+        mixture, content = self.model.mix(), self.content
+        return Shortlist(mixture, table, content.visual, content.text, cold)
 
     @torch.no_grad()
     def reasons(self, past: Past, item: int) -> list[tuple[str, int, float]]:
@@ -139,15 +130,24 @@ class Adviser:
         return Scored(scores, state_alone(scores), nothing, nothing)
 
     def _score(self, state: Tensor, memory: Memories) -> Scored:
-        """The whole catalogue, in chunks."""
-        size = max(1, _CELLS // memory.names.shape[1])
-        everything = torch.arange(self.dataset.num_items + 1)
-        chunks: tuple[Tensor, ...] = everything.split(size)  # type: ignore[no-untyped-call]
-        found = [self._explain(state, chunk, memory) for chunk in chunks]
-        whole = self._possible(torch.cat([scores for scores, _, _ in found])[None])[0]
-        shares = torch.cat([parts.shares for _, _, parts in found])
-        attended = torch.cat([parts.attended for _, _, parts in found])
-        return Scored(whole, shares, torch.cat([router for _, router, _ in found]), attended)
+        """The whole catalogue."""
+        catalogue, held = self._catalogue, torch.zeros(self.dataset.num_items + 1, dtype=torch.bool)
+        held[memory.names[0][memory.held[0, 0]]] = True
+        scores, said = catalogue.say(state, held)
+        by_content = self._by_content(state, catalogue)
+        familiar, weights = catalogue.extent.familiar * held, catalogue.weights
+        shares, attended = shares_of(self.model.mix(), said, weights, by_content, familiar)
+        return Scored(self._possible(scores[None])[0], shares, weights, attended)
+
+    def _by_content(self, state: Tensor, catalogue: Shortlist) -> Tensor:
+        """What a state makes of each modality of the items: [I + 1, 2]."""
+        found, experts = torch.zeros_like(catalogue.weights), self.model.mix().experts
+        parts: Sequence[Tensor] = torch.split(torch.arange(len(found)), _AT_ONCE)
+        for items in parts:
+            features = catalogue.visual[items], catalogue.text[items]
+            heads = experts.heads(*features, catalogue.weights[items])  # [N, 2, D]
+            found[items] = experts.strengths(catalogue.cold[items])[:, None] * (heads @ state)
+        return found
 
     def _possible(self, scores: Tensor) -> Tensor:
         """Scores [N, I + 1] with -inf for what this stage has no say about, and for padding."""
@@ -163,7 +163,8 @@ class Adviser:
         for row, items in zip(inputs, recent, strict=True):
             row[len(row) - len(items) :] = items
         read = torch.from_numpy(inputs)
-        hidden: Tensor = self.model(read, Dropout(), vectors=self._vectors)[:, -1]
+        vectors = None if self.content is None else self._catalogue.vectors
+        hidden: Tensor = self.model(read, Dropout(), vectors=vectors)[:, -1]
         return hidden
 
     def _memory_settings(self, dataset: Dataset) -> MemorySettings:

@@ -50,7 +50,8 @@ def _best_of(
 ) -> Iterator[tuple[int, int, int, float]]:
     """Row of the user, rank, item and score."""
     dataset = adviser.dataset
-    for row, scores in zip(rows.tolist(), adviser.scores(rows), strict=True):
+    count = top + (0 if seen else int(dataset.lengths(rows).max()))
+    for row, scores in zip(rows.tolist(), adviser.scores(rows, count), strict=True):
         history = dataset.items[dataset.indptr[row] : dataset.indptr[row + 1]].tolist()
         for rank, item in enumerate(best(scores, top, [] if seen else history), 1):
             yield row, rank, item, float(scores[item])

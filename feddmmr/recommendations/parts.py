@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shared_model.model.catalogue.remembered import Said
 from shared_model.model.mixture import Candidates, Memories, Mixture, Scores
 from shared_model.model.router import MODALITIES, masked_softmax
 
@@ -30,6 +31,25 @@ class Parts:
 def state_alone(scores: Tensor) -> Tensor:
     """The shares of scores [N] without a mixture: Stage 1 has the state's alone. [N, 4]."""
     return torch.nn.functional.pad(scores[:, None], (0, len(PARTS) - 1))
+
+
+@torch.no_grad()
+def shares_of(
+    mixture: Mixture,
+    said: Said,
+    prior: Tensor,
+    by_content: Tensor,
+    familiar: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The shares of scores [N, 4], and how the fusion weighed the modalities [N, 2].
+
+    ``said`` of the candidates, with the router's ``prior`` [N, 2]; ``by_content`` [N, 2]: what the
+    state makes of their features; ``familiar`` [N], its own share.
+    """
+    attended = masked_softmax(said.logits + prior.clamp(min=1e-9).log(), prior > 0)
+    by_memory = mixture.gate * attended * said.values + by_content
+    by_id = said.base - by_content.sum(-1)
+    return torch.cat([by_id[:, None], by_memory, familiar[:, None]], -1), attended
 
 
 @torch.no_grad()

@@ -3,12 +3,22 @@
 Letters: I catalogue items, U items at hand, F feature size.
 """
 
+from typing import Any, Protocol
+
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Items = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+
+
+class FeatureTable(Protocol):
+    """Features [I + 1, F] of a catalogue, of which some rows are asked for: an array, or a file."""
+
+    def __getitem__(self, items: npt.NDArray[np.integer[Any]], /) -> Any:
+        """Copies of the rows of items [N]: float32 [N, F]."""
+
 
 GRID = 2.0**11  # features are rounded to multiples of 1 / GRID
 
@@ -21,13 +31,13 @@ class Cosines:
     off by about 2e-4. An item and itself have cosine 1, features or not.
     """
 
-    def __init__(self, features: Floats, items: Items, *, table: bool) -> None:
+    def __init__(self, features: FeatureTable, items: Items, *, table: bool) -> None:
         """``features`` [I + 1, F] of length 1 or all zero, ``items`` [U] distinct and sorted.
 
         All cosines are computed now for a ``table`` [U, U], or else each time they are asked for.
         """
         self.items = items
-        self.content = features[items]  # [U, F], rounded in place
+        self.content: Floats = features[items]  # [U, F], rounded in place
         self.content *= np.float32(GRID)
         np.rint(self.content, out=self.content)
         self.content /= np.float32(GRID)

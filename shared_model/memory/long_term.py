@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shared_model.memory.cosines import Cosines, Floats, Ints, Items
+from shared_model.memory.cosines import Cosines, FeatureTable, Ints, Items
 
 Flags = npt.NDArray[np.bool_]
 
@@ -75,7 +75,7 @@ class Lives:
 
 def simulate(
     histories: Sequence[Items],
-    features: Floats,
+    features: FeatureTable,
     surprising: Sequence[Flags],
     settings: MemorySettings,
 ) -> list[Lives]:

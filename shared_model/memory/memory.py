@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from shared_model.memory.cosines import FeatureTable as FeatureTable
 from shared_model.memory.cosines import Floats as Floats
 from shared_model.memory.cosines import Ints as Ints
 from shared_model.memory.cosines import Items as Items
@@ -40,7 +41,7 @@ class Memory:
 
 def remember(
     histories: Sequence[Items],
-    features: Floats,
+    features: FeatureTable,
     surprise: Sequence[Floats],
     positions: Sequence[Ints],
     settings: MemorySettings,
@@ -64,7 +65,7 @@ def remember(
 
 def live(
     histories: Sequence[Items],
-    features: Floats,
+    features: FeatureTable,
     surprise: Sequence[Floats],
     settings: MemorySettings,
 ) -> list[Lives]:
@@ -104,7 +105,7 @@ def _short_term(items: Items, positions: Ints, size: int) -> Ints:
 
 
 def novelties(
-    features: Floats, histories: Iterable[Items], settings: MemorySettings
+    features: FeatureTable, histories: Iterable[Items], settings: MemorySettings
 ) -> npt.NDArray[np.float64]:
     """The novelty that a memory which writes everything meets, sorted.
 
@@ -123,7 +124,9 @@ def novelties(
     return np.sort(met[met > 1 - settings.duplicate])
 
 
-def novelty_counts(features: Floats, histories: Iterable[Items], settings: MemorySettings) -> Ints:
+def novelty_counts(
+    features: FeatureTable, histories: Iterable[Items], settings: MemorySettings
+) -> Ints:
     """Histogram of ``novelties``, arguments as there: counts [NOVELTY_BINS] over [0, 2].
 
     Counts of disjoint groups of users add up to those of all, so that nodes find one threshold

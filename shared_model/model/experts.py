@@ -79,6 +79,13 @@ class SemanticExpert(nn.Module):
         logits: Tensor = queries @ key.mT * key.shape[-1] ** -0.5
         return logits
 
+    def as_maps(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Remembered items' ``key`` [H, L, S/H] as what they do to a candidate's vector: logits are
+        ``maps @ vector + offset``, [H, L, D] and [H, L, 1]."""
+        scaled = key * key.shape[-1] ** -0.5
+        weight = self.query.weight.view(self.heads, key.shape[-1], -1)  # [H, S/H, D]
+        return scaled @ weight, scaled @ self.query.bias.view(self.heads, -1, 1)
+
     def values(self, memory: Tensor) -> Tensor:
         """``memory`` [B, L, S] -> [B, H, L, S]: each head's share of the output."""
         by_head = self._split(self.output.weight).mT  # [H, S/H, S]
@@ -86,7 +93,8 @@ class SemanticExpert(nn.Module):
         return values
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.heads, -1).transpose(-3, -2)  # [B, H, ., S/H]
+        width = x.shape[-1] // self.heads  # not -1: of nothing, that could be anything
+        return x.view(*x.shape[:-1], self.heads, width).transpose(-3, -2)  # [B, H, ., S/H]
 
 
 class Experts(nn.Module):

@@ -50,14 +50,19 @@ class CrossModalFusion(nn.Module):
     def odds(self, attention: Tensor, excluded: Tensor) -> Tensor:
         """``attention`` [B, H, N, L] as probabilities, but for their sums; 0 where ``excluded``
         [B or 1, N, L]."""
-        odds = (attention - attention.amax(-1, keepdim=True).detach()).clamp(min=_FLOOR).exp()
-        return odds.masked_fill(excluded[:, None], 0.0)
+        return unsummed(attention, -1).masked_fill(excluded[:, None], 0.0)
 
     def wanted(self, vectors: Tensor) -> Tensor:
         """What a fused state would have to be for candidates [..., N, D]: ``added`` is its product
         with a remembered item's value. [..., N, D]."""
         wanted: Tensor = vectors @ self.output.weight
         return wanted
+
+    def reach(self, values: Tensor) -> Tensor:
+        """The same seen from the other side: remembered items' values [..., D] as vectors whose
+        product with a candidate's vector is ``added``. [..., D]."""
+        reach: Tensor = values @ self.output.weight.T
+        return reach
 
     def token(
         self,
@@ -105,4 +110,13 @@ class CrossModalFusion(nn.Module):
         prior = prior[:, None]
         logits = logits + prior.clamp(min=1e-9).log()
         weights = masked_softmax(logits, (prior > 0).expand_as(logits))
-        return (weights * values).sum(-1) + _FAMILIARITY_SCALE * self.familiarity * remembered
+        return (weights * values).sum(-1) + self.familiar(remembered)
+
+    def familiar(self, remembered: Tensor) -> Tensor:
+        """What being ``remembered`` [...] bool itself adds to a candidate. [...]."""
+        return _FAMILIARITY_SCALE * self.familiarity * remembered
+
+
+def unsummed(attention: Tensor, dim: int) -> Tensor:
+    """Logits as probabilities along a dimension, but for their sums."""
+    return (attention - attention.amax(dim, keepdim=True).detach()).clamp(min=_FLOOR).exp()

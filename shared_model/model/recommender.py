@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shared_model.errors import ModelError
-from shared_model.model.catalogue import WholeCatalogue
+from shared_model.model.catalogue.shortlist import Rows, Shortlist
+from shared_model.model.catalogue.whole import Catalogue, WholeCatalogue
 from shared_model.model.dropout import Dropout
 from shared_model.model.initial import Normal, Starts, initialise
 from shared_model.model.mixture import Candidates, Mixture
@@ -67,9 +68,15 @@ class Recommender(nn.Module):
             raise ModelError("the model has no mixture", expected="a model of Stage 2 or 3")
         return self.mixture
 
-    def catalogue(self, items: Candidates) -> WholeCatalogue:
-        """The mixture over all items [1, I + 1, .], padding too: for many users."""
-        return WholeCatalogue(self.mix(), items)
+    def catalogue(self, visual: Rows, text: Rows, cold: Tensor) -> Catalogue:
+        """The mixture over all items, padding too, for many users: of their features [I + 1, .],
+        and which of them are ``cold`` [I + 1] bool."""
+        table = self.item_embedding.weight
+        if table.device.type == "cpu":
+            return Shortlist(self.mix(), table, visual, text, cold)
+        names = torch.arange(len(table), device=table.device)
+        parts = (table, visual[names], text[names], cold, names)
+        return WholeCatalogue(self.mix(), Candidates(*(part[None] for part in parts)))
 
     def score(self, hidden: Tensor) -> Tensor:
         """The scoring rule of every stage: unnormalised dot products. [B, D] -> [B, I+1]."""

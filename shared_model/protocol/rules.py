@@ -62,7 +62,9 @@ TWO_THIRDS = Rule(
 )
 SHARE = Rule("a number in (0, 1]", lambda value: 0 < value <= 1)
 DROPOUT = Rule("a number in [0, 0.9]", lambda value: 0 <= value <= 0.9)
-OPEN_DROPOUT = Rule("a number up to 0.9, negative = by the data", lambda value: -1 <= value <= 0.9)
+OPEN_DROPOUT = Rule(
+    "a number up to 0.9, negative = by the data", lambda value: -float("inf") < value <= 0.9
+)
 
 STAGE = Rule("0 (all stages in order), 1, 2 or 3", lambda value: value in (0, 1, 2, 3))
 RUN_NAME = matching(

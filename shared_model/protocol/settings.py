@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, get_args
 
+from shared_model.errors import ConfigError
 from shared_model.model.shape import MODALITIES, ModelShape
 from shared_model.protocol.plan import MixturePlan, RoundPlan
 from shared_model.protocol.rules import (
@@ -123,7 +124,10 @@ class Settings:
         """What nodes are told of a round of a stage, before the server adds what it says of noise.
 
         A node compares the hashes with its own; who trains without asking a node needs none.
+        ``ConfigError`` for settings whose dropout is still left to the data.
         """
+        if self.dropout < 0:
+            raise ConfigError("a plan of open settings", got=f"dropout={self.dropout}")
         return RoundPlan(
             stage=stage,
             round=round_,

@@ -78,6 +78,7 @@ def test_wrong_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 def config(tmp_path: Path, small_dataset: Dataset) -> dict[str, Value]:
     where = {"home": str(tmp_path / "home"), "dataset": str(small_dataset.folder)}
     rounds = {"stage": 1, "num-rounds": 4, "evaluate-every": 4, "fraction-train": 1.0}
+    rounds |= {"dropout": 0.2}
     return {**CONFIG, **TINY, **where, **rounds}
 
 

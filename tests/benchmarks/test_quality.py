@@ -23,7 +23,7 @@ ROUNDS = (2, 1, 1)
 DIMS = {"visual": 160, "text": 144}
 SMALL = [
     *("hidden-size=8", "num-blocks=1", "max-length=10", "memory-long-term=4"),
-    *("negatives=8", "targets-per-user=4", "evaluate-every=1"),
+    *("negatives=8", "targets-per-user=4", "evaluate-every=1", "dropout=0.2"),
 ]
 
 

@@ -1,8 +1,8 @@
 """Frozen groups on a node's disk: whole and the right ones, or lost, never something else."""
 
 import os
+import resource
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 import torch
@@ -124,17 +124,15 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
     assert_one_clear_line(raised.value, tmp_path)
 
 
-def test_a_disk_that_fills_up_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(opened: int, _: str) -> BinaryIO:
-        os.write(opened, b"as much as there is room for")
-        os.close(opened)
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(os, "fdopen", full)
-    with pytest.raises(NodeError, match="No space left") as raised:
-        keep_frozen(tmp_path, SHA256, ARRAYS)
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+    """As a limit on the size of files, which fails in the middle of a write, too."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        with pytest.raises(NodeError, match="File too large") as raised:
+            keep_frozen(tmp_path, SHA256, ARRAYS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert_one_clear_line(raised.value, tmp_path)
     assert list((tmp_path / "frozen").iterdir()) == []
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from client_app.data.compile import write_dataset
 from client_app.data.dataset import Dataset, open_dataset
-from shared_model.model.mixture import Candidates
 from shared_model.model.recommender import ModelShape
 from shared_model.protocol.metrics import CUTOFFS, SAMPLED, Report
 from shared_model.seeds import mix, stable_hash, user_key
@@ -52,11 +51,10 @@ class TableModel(nn.Module):
     def score(self, hidden: Tensor) -> Tensor:
         return self.table[hidden[:, 0]]
 
-    def catalogue(self, items: Candidates) -> "TableCatalogue":
-        assert (items.visual[0, :, 0] == items.names[0]).all()
-        assert (items.text[0, :, 0] == items.names[0]).all()
-        assert (items.ids[0, :, 0] == items.names[0]).all()
-        return TableCatalogue(self, items.cold[0])
+    def catalogue(self, visual: Tensor, text: Tensor, cold: Tensor) -> "TableCatalogue":
+        for features in (visual, text, self.item_embedding.weight):
+            assert torch.equal(features[:, 0], torch.arange(ITEMS + 1.0))
+        return TableCatalogue(self, cold)
 
 
 class TableCatalogue:
@@ -67,14 +65,11 @@ class TableCatalogue:
     def __init__(self, model: TableModel, cold: Tensor) -> None:
         self.model, self.cold = model, cold
 
-    def scores(self, hidden: Tensor, held: Tensor) -> Tensor:
+    def around(self, hidden: Tensor, held: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         last, model = hidden[:, 0].long(), self.model
         scores = torch.where(self.cold, model.content_table[last], model.table[last])
-        return scores + model.bonus * held
-
-    def as_cold(self, hidden: Tensor, held: Tensor, targets: Tensor) -> Tensor:
-        own = self.model.content_table[hidden[:, 0].long()] + self.model.bonus * held
-        return own.gather(1, targets[:, None])[:, 0]
+        own = model.content_table[last] + model.bonus * held
+        return scores + model.bonus * held, own.gather(1, targets[:, None])[:, 0]
 
 
 def make_histories() -> Histories:

@@ -55,7 +55,8 @@ def history_of(dataset: Dataset, row: int) -> np.ndarray:
 def test_scores_are_the_evaluations(
     trained: tuple[Run, Dataset], monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    """Those of a whole batch of users, to float32; and the ranks are the manifest's figures."""
+    """Those of a whole batch of users, to float32: all that are not below the target's, which is
+    worked out. And the ranks are the manifest's figures."""
     run, dataset = trained
     adviser, seen = Adviser(run, dataset, stage), []
     ranks = evaluate.protocol_ranks
@@ -81,8 +82,11 @@ def test_scores_are_the_evaluations(
         past = adviser.after(history)
         scores = past.scored.scores
         assert torch.isfinite(scores).sum() == dataset.num_items - 4 * (stage == 1)
-        torch.testing.assert_close(scores[1:], everyone[place, 1:], atol=1e-5, rtol=1e-5)
-        found.append(rank_of(past, int(dataset.items[dataset.indptr[row + 1] - 1])))
+        target = int(dataset.items[dataset.indptr[row + 1] - 1])
+        torch.testing.assert_close(scores[target], everyone[place, target], atol=1e-5, rtol=1e-5)
+        ahead = scores[1:] >= scores[target], everyone[place, 1:] >= everyone[place, target]
+        assert torch.equal(*ahead)
+        found.append(rank_of(past, target))
     told = record["test"]["all-with-cold"]["full-unseen"]
     gains = np.where(np.array(found) <= 10, 1 / np.log2(np.array(found) + 1.0), 0)
     assert told["hr@10"] == pytest.approx(np.mean(np.array(found) <= 10))

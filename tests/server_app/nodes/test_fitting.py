@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from server_app.nodes.fitting import fitted
+from shared_model.errors import ConfigError
 from shared_model.protocol.config import parse_settings
 from shared_model.protocol.lengths import count_lengths, median_of, read_lengths
 from shared_model.stages import STAGES
@@ -32,6 +33,12 @@ def test_what_is_set_stays_and_nothing_else_changes() -> None:
     once = fitted(OPEN, STAGES[3], 10**6, [SHORT])
     assert fitted(once, STAGES[3], 10, []) == once
     assert dataclasses.replace(once, num_rounds=0, dropout=OPEN.dropout) == OPEN
+
+
+def test_nobody_trains_by_open_settings() -> None:
+    with pytest.raises(ConfigError, match="open settings"):
+        OPEN.round_plan(1, 1)
+    assert fitted(OPEN, STAGES[1], 1, [SHORT]).round_plan(1, 1).dropout == 0.5
 
 
 def test_the_median_is_that_of_all_users_wherever_they_are() -> None:

@@ -1,4 +1,4 @@
-"""All stages with int8 and rows: what holds with float32 holds with fewer bits."""
+"""All stages with rows and int8 or bfloat16: what holds with float32 holds with fewer bits."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tests.conftest import CutError
 from tests.support.staged import NODES, SETTINGS, watching, write_mixed
 
 FORMAT = {"wire_dtype": "int8", "candidates": 8, "num_rounds": 2}
+DTYPES = ["int8", "bfloat16"]
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +22,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_mixed(tmp_path_factory.mktemp("formats") / "dataset")
 
 
-def go(dataset: Path, home: Path, **overrides: Any) -> dict[str, Any]:
+def go(dataset: Path, home: Path, nodes: int = NODES, **overrides: Any) -> dict[str, Any]:
     given = {"home": str(home), "dataset": str(dataset)}
-    return run_in_process(NODES, **(SETTINGS | FORMAT | given | overrides))
+    return run_in_process(nodes, **(SETTINGS | FORMAT | given | overrides))
 
 
 def stop() -> None:
     raise CutError
 
 
-def test_all_stages_resumed_or_not(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_stages_resumed_or_not(dataset: Path, tmp_path: Path, dtype: str) -> None:
     """Invariants 2, 5 and 9."""
     with watching() as seen:
-        manifest = go(dataset, tmp_path / "whole")
+        manifest = go(dataset, tmp_path / "whole", wire_dtype=dtype)
     stages = manifest["stages"]
     for number in ("2", "3"):
         first, parent = stages[number]["rounds"][0]["valid"], stages[str(int(number) - 1)]["valid"]
@@ -43,10 +45,31 @@ def test_all_stages_resumed_or_not(dataset: Path, tmp_path: Path) -> None:
         assert sorted(seen.frozen_sent(int(number))) == [1000, 1001, 1002]  # once to each
     home = tmp_path / "cut"
     with watching((3, 1), stop), pytest.raises(CutError):
-        go(dataset, home)
-    again = go(dataset, home)["stages"]
+        go(dataset, home, wire_dtype=dtype)
+    again = go(dataset, home, wire_dtype=dtype)["stages"]
     assert [s["sha256"] for s in again.values()] == [s["sha256"] for s in stages.values()]
     assert [s["test"] for s in again.values()] == [s["test"] for s in stages.values()]
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [("int8", 0.04), ("bfloat16", 0.01)])
+def test_topology_changes_no_more_than_the_rounding(
+    dataset: Path, tmp_path: Path, dtype: str, apart: float
+) -> None:
+    """Invariant 1: who takes part and what competes is the same, and each node rounds its sum."""
+    updates, settings = [], {"stage": 1, "num_rounds": 1, "server_optimizer": "sgd"}
+    for nodes in (1, 7):
+        home = tmp_path / str(nodes)
+        with watching() as seen:
+            record = go(
+                dataset, home, nodes, wire_dtype=dtype, server_learning_rate=1.0, **settings
+            )
+        first, last = (seen.arrays[1, round_] for round_ in (0, 1))
+        updates.append({name: value - first[name] for name, value in last.items()})
+        assert record["stages"]["1"]["rounds"][1]["participants"] > 7
+    for name, one in updates[0].items():
+        error = (one - updates[1][name]).norm() / one.norm()
+        assert error < (apart if one.ndim == 2 else 1e-4), name
+    assert not torch.equal(updates[0][TABLE], updates[1][TABLE])
 
 
 @pytest.mark.parametrize("fault", ["float32", "nan", "no exponents", "rows of others", "no rows"])

@@ -10,6 +10,7 @@ the size of texts.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +34,23 @@ class _Table:
     worth: Tensor  # [H, N, L] odds times what the remembered item's value adds to the score
     key: Tensor  # [H, L, D], by which a state weighs the modality
     present: Tensor  # [L] bool, items that have the modality
+
+
+class Catalogue(Protocol):
+    """Every item as a candidate for many users."""
+
+    vectors: Tensor  # [I, D], of which histories are made, too
+
+    def around(self, sequence: Tensor, held: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of all items for B users [B, I], of states ``sequence`` [B, D], memories ``held``
+        [B, I] bool and ``targets`` [B]; and what each target would score if it were cold, [B].
+
+        A score is exact, or on the right side of both of the user's target's.
+        """
+
+    def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
+        """Scores of all items for B users [B, I]: exact of each user's ``count`` best, and no other
+        is higher than these."""
 
 
 def embedded(mixture: Mixture, items: Candidates) -> ItemVectors:
@@ -60,6 +78,14 @@ class WholeCatalogue:
         self.kept: list[_Table] | None = None
         if 2 * heads * self.size**2 <= _KEPT[self.device.type]:
             self.kept = self._tables(slice(None), self._everything())
+
+    def around(self, sequence: Tensor, held: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``Catalogue``; everything is exact."""
+        return self.scores(sequence, held), self.as_cold(sequence, held, targets)
+
+    def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
+        """As ``Catalogue``; everything is exact."""
+        return self.scores(sequence, held)
 
     def scores(self, sequence: Tensor, held: Tensor) -> Tensor:
         """Scores of all items for B users: states ``sequence`` [B, D], memories ``held`` [B, I]

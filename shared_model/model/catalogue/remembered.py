@@ -1,0 +1,168 @@
+"""What a user's state and memory make of any candidate, as linear maps of the candidate's vector.
+
+The formula is ``Mixture.forward``'s (a test compares), arranged for one user and many candidates:
+all that it takes of a candidate is its vector, its picture and the router's weights, so that text
+features, queries and wishes of candidates never exist.
+
+Letters: N candidates of a block, K of them, M items that one user remembers, L that anybody does, H
+heads, D hidden size, V and S the feature dimensions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from shared_model.model.fusion import unsummed
+from shared_model.model.matmul import product, rounded
+from shared_model.model.mixture import Mixture
+
+_CELLS = 2**19  # numbers of one user and some candidates at once: what a processor's cache holds
+_GRAIN = 256  # candidates are padded to a multiple: oneDNN compiles and keeps what a shape needs
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some candidates, for all users."""
+
+    names: Tensor  # [N]
+    vectors: Tensor  # [N, D], by which they are scored
+    pictures: Tensor  # [N, V]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a memory says of candidates, in each modality: ``CrossModalFusion`` puts it together."""
+
+    base: Tensor  # [K] the state's share of the score
+    logits: Tensor  # [K, 2]
+    values: Tensor  # [K, 2]
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Some remembered items in one modality, those that have it: projected once."""
+
+    names: Tensor  # [M]
+    attention: Tensor  # [M, V] pictures as they are compared, or [H, M, D] maps of a vector
+    offset: Tensor  # [H, M, 1] of the attention
+    key: Tensor  # [H, M, D], by which a state weighs the modality
+    value: Tensor  # [H, M, D], whose product with a candidate's vector is what it adds to its score
+
+    def of(self, held: Tensor) -> "Remembered":
+        """Those of one user, who holds some of them: [M] bool."""
+        few = held.nonzero()[:, 0]
+        return Remembered(
+            self.names[few],
+            self.attention.index_select(-2, few),
+            self.offset[:, few],
+            self.key[:, few],
+            self.value[:, few],
+        )
+
+
+def remembered_pictures(mixture: Mixture, names: Tensor, pictures: Tensor) -> Remembered:
+    """Of items [L] with ``pictures`` [L, V]."""
+    names, pictures = _having(names, pictures)
+    expert, fusion = mixture.experts.visual, mixture.fusion
+    key, value = fusion.project("visual", expert.values(pictures[None]))
+    return Remembered(
+        names,
+        pictures * expert.sharpness,
+        pictures.new_zeros(1, len(names), 1),
+        key[0],
+        fusion.reach(value[0]),
+    )
+
+
+def remembered_texts(mixture: Mixture, names: Tensor, texts: Tensor) -> Remembered:
+    """Of items [L] with ``texts`` [L, S]."""
+    names, texts = _having(names, texts)
+    expert, fusion = mixture.experts.text, mixture.fusion
+    attention, offset = expert.as_maps(expert.keys(texts[None])[0])
+    key, value = fusion.project("text", expert.values(texts[None]))
+    return Remembered(names, attention, offset, key[0], fusion.reach(value[0]))
+
+
+def _having(names: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the items that lack the modality."""
+    present = features.any(-1)
+    return names[present], features[present]
+
+
+class Mind:
+    """One user: a state [D], and what its memory holds in each modality."""
+
+    def __init__(
+        self, mixture: Mixture, state: Tensor, pictures: Remembered, texts: Remembered
+    ) -> None:
+        self.state, self.pictures, self.texts = state, pictures, texts
+        wishes = mixture.fusion.query(state) * len(state) ** -0.5
+        wished = [memory.key @ wishes for memory in self.memories]  # [H, M]
+        self.weighing = [torch.stack([one, torch.ones_like(one)], 1) for one in wished]
+        maps = [state[None], pictures.value[0], *texts.attention, *texts.value]
+        self.maps = _rounded(torch.cat(maps))  # [R, D]
+        self.compared = _rounded(pictures.attention)  # [R, V]
+
+    @property
+    def memories(self) -> tuple[Remembered, Remembered]:
+        """Pictures and texts."""
+        return self.pictures, self.texts
+
+    def length(self) -> Tensor:
+        """Of what candidates are multiplied by: the state, and the longest value of each head."""
+        values = [memory.value for memory in self.memories if len(memory.names)]
+        longest = [value.norm(dim=-1).amax(1).sum() for value in values]
+        return torch.stack([self.state.norm(), *longest]).sum()
+
+    def say(self, block: Block, places: Tensor, held: Tensor) -> Said:
+        """Of the candidates at ``places`` [K] of a block, of which the memory holds ``held`` [K]
+        bool: these do not meet themselves."""
+        size = max(_GRAIN, _CELLS // len(self.maps) // _GRAIN * _GRAIN)
+        more = _few_sizes(len(places)) - len(places)
+        padded, holds = functional.pad(places, (0, more)), functional.pad(held, (0, more))
+        parts = zip(torch.split(padded, size), torch.split(holds, size), strict=True)
+        said = torch.cat([self._say(block, *part) for part in parts], -1)[:, : len(places)]
+        return Said(said[0], said[1::2].T, said[2::2].T)
+
+    def _say(self, block: Block, places: Tensor, held: Tensor) -> Tensor:
+        """The same of few enough: base, and each modality's logit and value. [5, K]."""
+        said = product(self.maps, block.vectors.index_select(0, places))  # [R, K]
+        alike = product(self.compared, block.pictures.index_select(0, places))  # [M.., K]
+        (heads, read), seen = self.texts.value.shape[:2], len(self.pictures.names)
+        sizes = [1, seen, heads * read, heads * read]
+        base, shown, asked, told = torch.split(said[: sum(sizes)], sizes)
+        texts = asked.view(heads, read, len(places)) + self.texts.offset
+        known = held.nonzero()[:, 0]
+        names = block.names[places[known]]
+        visual = self._token(0, alike[None, :seen], shown[None], known, names)
+        text = self._token(1, texts, told.view(heads, read, len(places)), known, names)
+        return torch.cat([base, visual, text])
+
+    def _token(
+        self, modality: int, attention: Tensor, values: Tensor, known: Tensor, names: Tensor
+    ) -> Tensor:
+        """One modality's logit and value [2, K], by ``attention`` and ``values`` [H, M, K]; the
+        candidates at ``known`` [C] must not meet their ``names`` [C]."""
+        items = self.memories[modality].names
+        if not items.numel():
+            return attention.new_zeros(2, attention.shape[-1])
+        odds = unsummed(attention, 1)  # [H, M, K]
+        if known.numel():
+            itself = items[:, None] == names
+            odds[..., known] = odds[..., known].masked_fill(itself, 0.0)
+        sums = self.weighing[modality] @ odds  # [H, 2, K]: wished, and all
+        total = sums[:, 1] + (sums[:, 1] == 0).to(sums.dtype)
+        added = odds.mul_(values).sum(1)
+        return (torch.stack([sums[:, 0], added]) / total).sum(1)
+
+
+def _few_sizes(count: int) -> int:
+    """The number of candidates to give a product for ``count``: powers of 2, then multiples."""
+    return 1 << (count - 1).bit_length() if count < _GRAIN else -(-count // _GRAIN) * _GRAIN
+
+
+def _rounded(rows: Tensor) -> Tensor:
+    """With rows of zeros, for few shapes."""
+    return functional.pad(rows, (0, 0, 0, rounded(len(rows)) - len(rows)))

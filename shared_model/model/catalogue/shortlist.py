@@ -1,0 +1,231 @@
+"""The mixture's scores of a large catalogue, where only those near a threshold are worked out.
+
+Bounds (``bounds.py``) tell of most candidates whether they come before a target; the others are
+worked out by the whole formula (``remembered.py``). So ranks are the formula's, and a batch of
+users costs little more than their products with all candidates' vectors.
+
+Letters: B users, I items with padding, N of them, K pairs of a user and an item, D hidden size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared_model.model.catalogue.bounds import Bounds, Extent, extents_of, sides_of
+from shared_model.model.catalogue.remembered import (
+    Block,
+    Mind,
+    Remembered,
+    Said,
+    remembered_pictures,
+    remembered_texts,
+)
+from shared_model.model.mixture import Candidates, Mixture
+from shared_model.model.sasrec import PAD
+
+_PART = 2**13  # candidates that are compared at once
+_PROJECTED = 2**9  # and projected
+_OVERHEAD = 0.5  # pairs an item up to which users are taken one by one
+_SAMPLE = 1024  # items by which the sides of bounds are chosen
+
+
+class Rows(Protocol):
+    """Features [I, F] of which some rows are asked for: a tensor, or a file."""
+
+    def __getitem__(self, items: Tensor, /) -> Tensor:
+        """Of items [N]: [N, F]."""
+
+
+Undecided = Callable[[Tensor, Tensor, slice], Tensor]
+
+
+class Shortlist:
+    """Every item as a candidate, and as one that can be remembered; on a processor."""
+
+    def __init__(
+        self, mixture: Mixture, ids: Tensor, visual: Rows, text: Rows, cold: Tensor
+    ) -> None:
+        """``ids`` [I, D], features [I, .] and ``cold`` [I] bool by index, padding too."""
+        self.mixture, self.ids, self.visual, self.text, self.cold = mixture, ids, visual, text, cold
+        self.size = len(ids)
+        self.vectors, self.weights = torch.empty_like(ids), ids.new_empty(self.size, 2)
+        for part in self._slices(_PROJECTED):
+            self.vectors[part], self.weights[part] = self._made(self._names(part))
+        some = torch.arange(1, self.size, max(1, self.size // _SAMPLE))
+        self.sides = sides_of(self._remembered(some))
+        parts = torch.split(self.vectors, _PROJECTED)
+        along = torch.cat([extents_of(part, self.sides) for part in parts])
+        familiar = mixture.gate * mixture.fusion.familiar(~cold)
+        self.extent = Extent(self.vectors, along, self.weights.any(1), familiar)
+
+    def around(self, sequence: Tensor, held: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of all items for B users [B, I], of states ``sequence`` [B, D], memories ``held``
+        [B, I] bool and ``targets`` [B]; and what each target would score if it were cold, [B].
+
+        A score is worked out, or on the right side of both of the target's.
+        """
+        minds = self._minds(sequence, held)
+        own, by_content = self._of_targets(minds, held, targets)
+        users = torch.arange(len(minds))
+
+        def undecided(low: Tensor, high: Tensor, part: slice) -> Tensor:
+            near = [(low <= one[:, None]) & (high >= one[:, None]) for one in (own, by_content)]
+            inside = (targets >= part.start) & (targets < part.stop)
+            near[0][users[inside], targets[inside] - part.start] = True
+            return near[0] | near[1]
+
+        return self._scores(minds, held, undecided), by_content
+
+    def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
+        """Scores of all items for B users [B, I], as ``around``; those of each user's ``count``
+        best are worked out, and no other is higher."""
+        minds = self._minds(sequence, held)
+        bounds = self._bounds(minds, held)
+        found = sequence.new_full((len(minds), count), -torch.inf)
+        for part in self._slices(_PART):
+            low, _ = bounds.of(part)
+            low = low.masked_fill(self._names(part) == PAD, -torch.inf)
+            found = torch.cat([found, low], 1).topk(count, 1).values
+        least = found.min(1, keepdim=True).values
+        return self._scores(minds, held, lambda low, high, part: high >= least)
+
+    def say(self, state: Tensor, held: Tensor) -> tuple[Tensor, Said]:
+        """Scores of all items for one user [I], all of them worked out, and what they are made of;
+        ``state`` [D], ``held`` [I] bool."""
+        [mind] = self._minds(state[None], held[None])
+        parts = []
+        for part in self._slices(_PART):
+            block = self._block(self._names(part))
+            parts.append(mind.say(block, torch.arange(len(block.names)), held[part]))
+        said = _joined(parts)
+        return self._fused([said], self.weights, self.cold, held), said
+
+    def bounds_of(self, sequence: Tensor, held: Tensor) -> Bounds:
+        """Of the scores of B users; arguments as ``around``."""
+        return self._bounds(self._minds(sequence, held), held)
+
+    def _scores(self, minds: list[Mind], held: Tensor, undecided: Undecided) -> Tensor:
+        """The middle of each score's bounds, and where ``undecided`` the score. [B, I]."""
+        bounds, near = self._bounds(minds, held), torch.empty_like(held)
+        scores = self.ids.new_empty(held.shape)
+        for part in self._slices(_PART):
+            low, high = bounds.of(part)
+            near[:, part] = undecided(low, high, part)
+            torch.add(low, high, out=scores[:, part]).mul_(0.5)
+        for users, names in self._groups(near):
+            self._work_out(scores, minds, held, near, users, names)
+        return scores
+
+    def _groups(self, near: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+        """Users and items [N] among which are all pairs that are ``near`` [B, I]: user by user if
+        that reads no more features, or else all users with what some have in common."""
+        counts = [np.count_nonzero(own) for own in near.numpy()]
+        if sum(counts) <= _OVERHEAD * self.size:
+            for user, own in enumerate(near):
+                names: Sequence[Tensor] = torch.split(own.nonzero()[:, 0], _PART)
+                yield from (([user], some) for some in names if len(some))
+            return
+        for part in self._slices(_PART):
+            anybody = near[:, part].any(0).nonzero()[:, 0] + part.start
+            yield list(range(len(near))), anybody
+
+    def _work_out(
+        self,
+        scores: Tensor,
+        minds: list[Mind],
+        held: Tensor,
+        near: Tensor,
+        users: list[int],
+        names: Tensor,
+    ) -> None:
+        """Put the scores of the ``near`` pairs of some users and items [N] where they belong."""
+        block = self._block(names)
+        places = [near[user].index_select(0, names).nonzero()[:, 0] for user in users]
+        found = [names.index_select(0, few) for few in places]
+        holds = [held[user].index_select(0, few) for user, few in zip(users, found, strict=True)]
+        said = [
+            minds[user].say(block, few, own)
+            for user, few, own in zip(users, places, holds, strict=True)
+            if len(few)
+        ]
+        if said:
+            rows = torch.cat([torch.full_like(few, u) for u, few in zip(users, found, strict=True)])
+            items = torch.cat(found)
+            of_items = self.weights[items], self.cold[items]
+            scores[rows, items] = self._fused(said, *of_items, torch.cat(holds))
+
+    def _fused(self, said: Sequence[Said], weights: Tensor, cold: Tensor, held: Tensor) -> Tensor:
+        """Scores [K] of what memories said of candidates with the router's ``weights`` [K, 2]."""
+        whole, remembered = _joined(said), (held & ~cold)[None, None]
+        tokens = (whole.logits[None, None], whole.values[None, None])
+        fused = self.mixture.fusion(*tokens, weights[None], remembered)
+        scores: Tensor = whole.base + self.mixture.gate * fused[0, 0]
+        return scores
+
+    def _of_targets(
+        self, minds: list[Mind], held: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of each user's target [B], as it is and as if it were cold: two of [B]."""
+        block, cold = self._block(targets), torch.ones_like(targets, dtype=torch.bool)
+        vectors, weights = self._made(targets, cold)
+        by_content = Block(targets, vectors, block.pictures)
+        holds = held.gather(1, targets[:, None])
+        each = [torch.tensor([user]) for user in range(len(minds))]
+        own, other = (
+            [mind.say(one, *pair) for mind, *pair in zip(minds, each, holds, strict=True)]
+            for one in (block, by_content)
+        )
+        return (
+            self._fused(own, self.weights[targets], self.cold[targets], holds[:, 0]),
+            self._fused(other, weights, cold, holds[:, 0]),
+        )
+
+    def _minds(self, sequence: Tensor, held: Tensor) -> list[Mind]:
+        """The users; what they remember is projected once for all of them."""
+        names = held.any(0).nonzero()[:, 0]
+        pictures, texts = self._remembered(names)
+        return [
+            Mind(
+                self.mixture,
+                state,
+                pictures.of(own[pictures.names]),
+                texts.of(own[texts.names]),
+            )
+            for state, own in zip(sequence, held, strict=True)
+        ]
+
+    def _remembered(self, names: Tensor) -> tuple[Remembered, Remembered]:
+        return (
+            remembered_pictures(self.mixture, names, self.visual[names]),
+            remembered_texts(self.mixture, names, self.text[names]),
+        )
+
+    def _block(self, names: Tensor) -> Block:
+        return Block(names, self.vectors.index_select(0, names), self.visual[names])
+
+    def _made(self, names: Tensor, cold: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Vectors [N, D] by which candidates are scored, and the router's weights [N, 2]."""
+        cold = self.cold[names] if cold is None else cold
+        parts = (self.ids[names], self.visual[names], self.text[names], cold, names)
+        items = Candidates(*(part[None] for part in parts))
+        made = self.mixture.embed(items)
+        return made.vectors[0], made.weights[0]
+
+    def _bounds(self, minds: list[Mind], held: Tensor) -> Bounds:
+        return Bounds(minds, held, self.mixture.gate, self.sides, self.extent)
+
+    def _names(self, part: slice) -> Tensor:
+        return torch.arange(part.start, part.stop)
+
+    def _slices(self, size: int) -> Iterator[slice]:
+        for start in range(0, self.size, size):
+            yield slice(start, min(start + size, self.size))
+
+
+def _joined(said: Sequence[Said]) -> Said:
+    """What was said of some candidates after another."""
+    parts = zip(*(vars(one).values() for one in said), strict=True)
+    return Said(*(torch.cat(each) for each in parts))
