@@ -21,13 +21,13 @@ from server_app.nodes.census import Census, take_census
 from server_app.nodes.fitting import fit
 from server_app.nodes.novelty import novelty_threshold
 from server_app.privacy.ledger import (
-    Ledger,
     can_go_on,
     open_ledger,
     remove_secrets,
     require_one_promise,
 )
 from server_app.privacy.mechanism import noising_of
+from server_app.privacy.releases import Ledger
 from server_app.privacy.shares import require_shares
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint

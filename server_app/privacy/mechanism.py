@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from server_app.aggregation.aggregate import RoundUpdate, noise_norm, require_norm
-from server_app.privacy.ledger import Ledger
+from server_app.privacy.releases import Ledger
 from server_app.record.schema import Release
 from shared_model.model.recommender import Arrays
 from shared_model.model.sasrec import PAD

@@ -10,7 +10,7 @@ from typing import cast
 
 from flwr.serverapp import Grid
 
-from server_app.privacy.ledger import Ledger
+from server_app.privacy.releases import Ledger
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint, save_checkpoint
 from server_app.record.manifest import Manifest, Record

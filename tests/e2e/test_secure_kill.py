@@ -12,7 +12,7 @@ import pytest
 
 from client_app.data.dataset import Dataset
 from tests.conftest import SMALL
-from tests.e2e.test_e2e_resume import assert_same
+from tests.support.outcomes import assert_same
 from tests.support.paths import ROOT
 from tests.support.secure_noise import PRIVATE
 
@@ -24,7 +24,7 @@ KILLS = [
     ("return", "client_app/secure.py", "_keep", 3 + 2),  # written down, and not sent
     ("call", "shared_model/files.py", "_sync_folder", 2),  # of the secrets of stage and sites
     ("return", "server_app/rounds/secure.py", "attempt", 1),  # all vectors are there
-    ("call", "server_app/privacy/ledger.py", "charge", 1),
+    ("call", "server_app/privacy/releases.py", "charge", 1),
     ("return", "server_app/rounds/loop.py", "_charge", 1),
     ("return", "client_app/secure.py", "reveal", 2),  # one gave its shares, the other's are lost
     ("return", "server_app/rounds/secure.py", "open", 1),

@@ -14,7 +14,7 @@ import torch
 
 from feddmmr.launch.in_process import run_in_process
 from server_app.privacy.accountant import Mechanism, epsilon
-from server_app.privacy.ledger import spending
+from server_app.privacy.releases import spending
 from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import ConfigError, RoundError
 from shared_model.model.recommender import ModelShape, build, read_groups
