@@ -38,6 +38,12 @@ FORMS: dict[str, dict[str, Value]] = {
     "bare": {"aggregation": "mean"},
     "secure, curious": {"aggregation": "secure", "secure-against": "curious"},
     "secure, lying": {"aggregation": "secure", "secure-against": "lying"},
+    # The sites' part of it: without a ledger, so that the same users take part.
+    "secure, noised": {
+        "aggregation": "secure",
+        "dp-noise-on": "secure",
+        "dp-noise-multiplier": 1.0,
+    },
 }
 CLIPPED: dict[str, Value] = {"weighting": "uniform", "dp-clip-norm": 1.0, "stage": 1}
 

@@ -25,7 +25,7 @@ from client_app.frozen import keep_frozen, read_frozen
 from client_app.memory.cache import Recall
 from client_app.memory.novelty import count_novelty, sample_share
 from client_app.memory.on_device import recall_of
-from client_app.secure import SecureSite, identity_files, session_path
+from client_app.secure import Promise, SecureSite, identity_files, session_path
 from client_app.tables import HeldTable, held_table
 from client_app.training.clipping import with_noise
 from shared_model.device import torch_device
@@ -83,7 +83,16 @@ class Node:
             self.placement.partition >= 0,
             self.placement.secure_only,
             settings.secure_against == "lying",
+            Promise(settings.dp_clip_norm, settings.noise_std, self._noise_secret)
+            if settings.shares_noise
+            else None,
         )
+
+    @property
+    def _noise_secret(self) -> Path:
+        """Where the secret is kept of which this node draws noise."""
+        name = hashlib.sha256(self.placement.name.encode()).hexdigest()[:16]
+        return self.settings.home_folder / "noise" / f"{name}.secret"
 
     def _dims(self) -> tuple[int, int]:
         return content_dims(self.dataset) if self.dataset.features_sha256 else (0, 0)
@@ -157,9 +166,7 @@ class Node:
 
     def noised(self, update: LocalUpdate, plan: RoundPlan) -> LocalUpdate:
         """The update with this node's share of the round's noise, by a secret of its own."""
-        name = hashlib.sha256(self.placement.name.encode()).hexdigest()[:16]
-        secret = keep_secret(self.settings.home_folder / "noise" / f"{name}.secret")
-        return with_noise(update, plan, secret, len(self.rows))
+        return with_noise(update, plan, keep_secret(self._noise_secret), len(self.rows))
 
     def check_plan(self, plan: RoundPlan | EvaluationPlan) -> None:
         """Refuse a plan made by other code or for another catalogue."""

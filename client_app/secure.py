@@ -13,12 +13,23 @@ from pathlib import Path
 
 from shared_model.errors import ConfigError, NodeError
 from shared_model.files import write_whole
-from shared_model.protocol.masked_update import packed
+from shared_model.protocol.gaussian import derive, keep_secret
+from shared_model.protocol.masked_update import SiteNoise, packed
 from shared_model.protocol.plan import LocalUpdate, RoundPlan
 from shared_model.protocol.secure_messages import SecureRequest
 from shared_model.secure import site
 from shared_model.secure.identity import Identity, SignedKey, drawn_identity, read_identity
+from shared_model.secure.noise import share_of
 from shared_model.secure.site import Masked, Session
+
+
+@dataclass(frozen=True)
+class Promise:
+    """The noise on a run's sums, as the run's settings have it; a server's word is not taken."""
+
+    clip_norm: float
+    std: float  # on the sum of as many sites as the threshold
+    secret: Path  # of the site
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class SecureSite:
     simulated: bool  # a partition, whose others are processes of the same owner
     only: bool  # its owner lets nothing bare leave, and does not take the server at its word
     self_masked: bool  # as the run's settings have it
+    promise: Promise | None = None  # of noise that sites add; None = no site adds any
 
     def draw(self, session: str) -> SignedKey:
         """This site's key of a new session, in place of any old one."""
@@ -56,7 +68,7 @@ class SecureSite:
                 expected=f"round {plan.round}, own masks: {self.self_masked}",
                 got=f"round {use.round}, own masks: {use.self_masked}",
             )
-        words = packed(update, plan.clip_norm, request.scale)
+        words = packed(update, plan.clip_norm, request.scale, self._noise(plan, request))
         session, identity = self._session(), self._identity()
         masked, after = site.mask(session, identity, use, request.keys, words)
         self._keep(after)
@@ -72,9 +84,26 @@ class SecureSite:
         return shares
 
     def forget(self, session: str) -> None:
-        """Delete what is known of a session."""
+        """Delete what is known of a session, and what a killed process left beside it."""
         if self.path.exists() and self._session().name == session:
-            self.path.unlink(missing_ok=True)
+            for path in (*self.path.parent.glob(f"{self.path.name}.*.tmp"), self.path):
+                path.unlink(missing_ok=True)
+
+    def _noise(self, plan: RoundPlan, request: SecureRequest) -> SiteNoise | None:
+        """This site's share of the round's noise, by a secret of its own."""
+        promise = self.promise
+        if promise is None:
+            return None
+        if plan.clip_norm != promise.clip_norm:
+            raise NodeError(
+                "the round's users are clipped to another norm than its noise is for",
+                where=f"{self.name}, run-config key 'dp-clip-norm'",
+                expected=f"{promise.clip_norm:g}",
+                got=f"{plan.clip_norm:g}",
+            )
+        share = share_of(promise.std, request.scale, request.use.threshold)
+        key = derive(keep_secret(promise.secret), "secure", plan.draw, repr(request.scale))
+        return SiteNoise(share, key)
 
     def _identity(self) -> Identity:
         if self.files is not None:

@@ -7,6 +7,7 @@ import typer
 
 from shared_model.errors import ConfigError
 from shared_model.protocol.dp_rules import LEAST_FRACTION, LEAST_NOISE, MOST_NOISE
+from shared_model.secure.use import MOST_SITES, threshold_of
 
 app = typer.Typer(help="Differential privacy: plan a run's noise.", no_args_is_help=True)
 
@@ -27,6 +28,9 @@ def plan(
     epsilon: Annotated[float, typer.Option(help="Budget of all stages together.")] = 0.0,
     multiplier: Annotated[float, typer.Option(help="Or the noise; its epsilon is told.")] = 0.0,
     delta: Annotated[float, typer.Option(help="At which epsilon is told.")] = 1e-5,
+    sites: Annotated[
+        int, typer.Option(help="That share the noise (dp-noise-on=secure).", min=0, max=MOST_SITES)
+    ] = 0,
 ) -> None:
     """The noise multiplier that keeps a budget over all rounds, by the accountant of a run."""
     from server_app.privacy import accountant as accountant
@@ -42,6 +46,10 @@ def plan(
         print(f"after {spent} rounds ({number} of {len(stages)} stages): epsilon {told:.3f}")
     takers = fraction * users
     print(f"noise on a round's mean: {noise / takers:.3g} of the clip norm a number")
+    if sites:
+        least = threshold_of(0, sites)
+        most = noise / takers * (sites / least) ** 0.5
+        print(f"that is a secure sum of {least} of {sites} sites; one of all has {most:.3g}")
     if delta * users >= 1:
         print(f"note: delta is not below 1/users = {1 / users:.3g}, so it promises little")
 

@@ -21,13 +21,14 @@ from server_app.nodes.census import Census, take_census
 from server_app.nodes.fitting import fit
 from server_app.nodes.novelty import novelty_threshold
 from server_app.privacy.ledger import (
-    Ledger,
     can_go_on,
     open_ledger,
     remove_secrets,
     require_one_promise,
 )
 from server_app.privacy.mechanism import noising_of
+from server_app.privacy.releases import Ledger
+from server_app.privacy.shares import require_shares
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint
 from server_app.record.manifest import Manifest, open_manifest
@@ -76,6 +77,7 @@ def federate(
     census = take_census(grid, settings)  # first: bad data leaves no trace of a run
     require_training(census)
     require_sites(settings, len(census.nodes))
+    require_shares(settings, census)
     require_features(stages, census.features(), census.dims, settings.modalities)
     with open_manifest(settings.home_folder, settings.run, flower_run) as manifest:
         manifest.bind(app_record(), census.dataset(), census.features())
@@ -99,6 +101,7 @@ def _run_stage(
 ) -> bool:
     """Train a stage to its end; false if it is complete and was left alone."""
     if not has_work(settings, manifest, stage):
+        remove_secrets(manifest)  # of a stage whose server was killed right behind its end
         report.say(
             f"stage {stage.number} ({stage.title}) is complete: nothing to do. To train it again: "
             f"--run-config 'stage={stage.number} redo=true', or another run='NAME'"

@@ -124,10 +124,10 @@ class Promotion:
         return Noising(
             key=derive(self.run.noise_key, "promotion", self.kind, self.users),
             clip_norm=settings.dp_clip_norm,
-            std=settings.dp_noise_multiplier * settings.dp_clip_norm,
+            std=settings.noise_std,
             users=int(census.dataset()["users"]),
             fraction=settings.fraction_train,
-            on_nodes=False,
+            noise_on="server",
         )
 
     def _grid(self, config: dict[str, Value]) -> InProcessGrid:

@@ -199,7 +199,10 @@ def _recorded(record: StageRecord) -> Overrides:
 
 def _bare(config: Overrides) -> Overrides:
     """The same run-config with bare sums in place of secure ones, which one node has none of."""
-    return config | {"aggregation": "mean"} if config["aggregation"] == "secure" else config
+    if config["aggregation"] != "secure":
+        return config
+    shared = config["dp-noise-on"] == "secure"
+    return config | {"aggregation": "mean"} | ({"dp-noise-on": "server"} if shared else {})
 
 
 def _here(config: Overrides) -> Overrides:

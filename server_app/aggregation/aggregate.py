@@ -19,6 +19,7 @@ from shared_model.protocol.plan import MIXTURE_LOGS, LocalUpdate
 from shared_model.stages import TABLE
 
 _ROUNDING = 1e-3  # of float32 sums over a node's users
+_TAIL = 10.0  # stds: the norm of noise is as far beyond sqrt(numbers) once in 10^21
 IMPOSSIBLE = 40.0  # nats: an honest node has such a round once in 10^17
 
 
@@ -79,6 +80,11 @@ def require_norm(update: LocalUpdate, most: float, noise: float = 0.0) -> None:
     most, norm = most * (1 + _ROUNDING) + noise, update_norm(update.arrays)
     if norm > most:
         raise NodeError("update norm beyond clipping", expected=f"{most:.6g}", got=f"{norm:.6g}")
+
+
+def noise_norm(std: float, numbers: int) -> float:
+    """The norm of so many numbers of noise, or more: it is beyond once in 10^21."""
+    return std * (math.sqrt(numbers) + _TAIL)
 
 
 def _check_counts(update: LocalUpdate, node: NodeReport, settings: Settings, mixes: bool) -> None:

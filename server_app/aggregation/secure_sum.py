@@ -6,7 +6,7 @@ of it, and nobody can tell which one it was.
 
 from collections.abc import Sequence
 
-from server_app.aggregation.aggregate import IMPOSSIBLE
+from server_app.aggregation.aggregate import IMPOSSIBLE, noise_norm
 from server_app.aggregation.chernoff import participation_nats
 from server_app.aggregation.robust import update_norm
 from shared_model.errors import FedDMMRError, NodeError, RoundError
@@ -19,15 +19,22 @@ from shared_model.secure.masks import Words
 
 
 def read_sum(
-    words: Words, arrays: Arrays, nodes: Sequence[NodeReport], scale: float, settings: Settings
+    words: Words,
+    arrays: Arrays,
+    nodes: Sequence[NodeReport],
+    scale: float,
+    settings: Settings,
+    noise_std: float = 0.0,
 ) -> LocalUpdate:
-    """The sum of these nodes' updates to ``arrays``.
+    """The sum of these nodes' updates to ``arrays``, with noise of that much in every number.
 
     ``RoundError`` with all of their names if it is none that their users can make, each clipped.
     """
     try:
         total = unpacked(words, arrays, scale)
-        _check(total, nodes, settings, rounding=_rounding(arrays, len(nodes), scale))
+        numbers = length_of(arrays)
+        added = _rounding(numbers, len(nodes), scale) + noise_norm(noise_std, numbers)
+        _check(total, nodes, settings, added)
     except FedDMMRError as error:
         raise RoundError(
             "the secure sum is nonsense, so one of its sites sent it",
@@ -41,17 +48,17 @@ def read_sum(
 
 
 def _check(
-    total: LocalUpdate, nodes: Sequence[NodeReport], settings: Settings, rounding: float
+    total: LocalUpdate, nodes: Sequence[NodeReport], settings: Settings, added: float
 ) -> None:
     users, people = sum(node.users for node in nodes), total.participants
     if people > users or participation_nats(people, users, settings.fraction_train) > IMPOSSIBLE:
         expected = f"about {settings.fraction_train * users:.0f} of {users} users"
         raise NodeError("impossibly many participants", expected=expected, got=str(people))
-    most = people * settings.dp_clip_norm * (1 + ROUNDING) + rounding
+    most = people * settings.dp_clip_norm * (1 + ROUNDING) + added
     if (norm := update_norm(total.arrays)) > most:
         raise NodeError("norm beyond clipping", expected=f"{most:.6g}", got=f"{norm:.6g}")
 
 
-def _rounding(arrays: Arrays, sites: int, scale: float) -> float:
+def _rounding(numbers: int, sites: int, scale: float) -> float:
     """The norm of what rounding to integers adds at most: half a unit a number and site."""
-    return float((length_of(arrays) ** 0.5) * sites / scale / 2)
+    return float(numbers**0.5 * sites / scale / 2)

@@ -1,37 +1,30 @@
-"""The ledger: what a run has released under differential privacy, and what that costs.
+"""The ledger of a run: its stages' releases, their secrets, and which stage may begin or go on.
 
-A release is a round's noised arrays, which leave the server when they are validated or trained on,
-or the nodes where they draw the noise. It is written down before: a server that dies in between has
-charged for it. The same round with the same noise is the same release, bit for bit, so that a run
-which resumes pays nothing twice; without other nodes it is another one. Redone stages stay charged:
-their records are kept as superseded.
+Redone stages stay charged: their records are kept as superseded.
 """
 
 import math
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from server_app.nodes.census import Census
 from server_app.privacy.accountant import Mechanism, Spending, affordable, epsilon
+from server_app.privacy.releases import OR_REDO, Ledger, spending
 from server_app.record.artifact import remove
 from server_app.record.manifest import Manifest
 from server_app.record.schema import (
     AppRecord,
     Empty,
     PrivacyLedger,
-    Release,
     StageRecord,
     SupersededStage,
 )
-from shared_model.errors import ConfigError, FedDMMRError, ManifestError, RoundError
+from shared_model.errors import ConfigError, FedDMMRError, ManifestError
 from shared_model.fingerprint import app_sha256
 from shared_model.protocol.config import Settings
 from shared_model.protocol.gaussian import derive, draw_secret, read_secret, write_secret
 from shared_model.stages import Stage
 
 _SECRET = "noise-secret-"  # noqa: S105 (how a file's name begins)
-_OR_REDO = "or train the stage again with redo=true, which is charged"
 
 
 def require_one_promise(manifest: Manifest, settings: Settings) -> None:
@@ -65,64 +58,6 @@ def _require_one_budget(known: PrivacyLedger, settings: Settings, where: str) ->
             got=f"dp-delta={settings.dp_delta:g} and dp-epsilon={settings.dp_epsilon:g}",
             todo="restore them, or choose another name with run='NAME'",
         )
-
-
-@dataclass
-class Ledger:
-    """The privacy of one stage in progress: its budget, and its part of the manifest."""
-
-    record: PrivacyLedger  # the stage's ``privacy``, written in place
-    secret: bytes
-    before: Spending  # of all other stages of the run, superseded ones included
-    budget: float  # 0 = none
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds the stage has, of those that were asked for."""
-        return int(self.record["rounds"])
-
-    @property
-    def releases(self) -> list[Release]:
-        """What the stage has released."""
-        return self.record["releases"]
-
-    def is_spent(self, round_: int) -> bool:
-        """Whether another round would pass the budget. All planned rounds fit, but for those that
-        had to be released twice."""
-        known = {release["round"] for release in self.releases}
-        if not self.budget or round_ in known or len(self.releases) == len(known):
-            return False
-        return self._with({"round": round_, "absent": [], "noise": ""}) > self.budget
-
-    def charge(self, release: Release) -> None:
-        """Write a release down (``Noising.release``), unless it is known.
-
-        ``RoundError`` if a round that was released already comes again, without other nodes, and
-        would pass the budget.
-        """
-        if release in self.releases:
-            return
-        round_, absent = release["round"], release["absent"]
-        before = [known["absent"] for known in self.releases if known["round"] == round_]
-        if before and self.budget and self._with(release) > self.budget:
-            raise RoundError(
-                "this round was released before, with other nodes; again would pass dp-epsilon",
-                where=f"round {round_}",
-                expected=f"without {', '.join(before[0]) or 'nobody'}",
-                got=f"without {', '.join(absent) or 'nobody'}",
-                todo="bring the same nodes back and submit the same run again: it resumes",
-            )
-        self.releases.append(release)
-
-    def tell(self, round_: int) -> float:
-        """Epsilon of the run so far, this stage and those before it; it is written down, too."""
-        spent = epsilon(self.before + spending(self.record), self.record["delta"])
-        self.record |= {"epsilon": spent, "epsilon_after": round_}
-        return spent
-
-    def _with(self, release: Release) -> float:
-        spent = spending(self.record | {"releases": [*self.releases, release]})
-        return epsilon(self.before + spent, self.record["delta"])
 
 
 def open_ledger(
@@ -195,7 +130,7 @@ def _secret_to_go_on(
         raise ManifestError(
             "the noise secret of this stage is missing or was changed",
             where=str(path),
-            todo=f"restore the file, {_OR_REDO}",
+            todo=f"restore the file, {OR_REDO}",
         )
     if (nodes := _drawing(settings, census, secret)) != (known := privacy["nodes"]):
         raise ManifestError(
@@ -203,7 +138,7 @@ def _secret_to_go_on(
             where=str(manifest.path),
             expected=f"{len(known)} nodes with the data of then: {', '.join(known)}",
             got=", ".join(nodes),
-            todo=f"bring the same nodes back, {_OR_REDO}",
+            todo=f"bring the same nodes back, {OR_REDO}",
         )
     if (now := made_by(manifest.data["app"])) != (then := privacy["made_by"]):
         raise ManifestError(
@@ -211,7 +146,7 @@ def _secret_to_go_on(
             where=str(manifest.path),
             expected=", ".join(f"{name} {then[name]:.12}" for name in then),
             got=", ".join(f"{name} {now[name]:.12}" for name in now),
-            todo=f"go on with what began the stage, {_OR_REDO}",
+            todo=f"go on with what began the stage, {OR_REDO}",
         )
     return secret
 
@@ -230,21 +165,6 @@ def _secret_file(manifest: Manifest, fingerprint: str) -> Path:
     return manifest.folder / f"{_SECRET}{fingerprint[:12]}"
 
 
-def spending(privacy: PrivacyLedger | Empty) -> Spending:
-    """The releases of a stage's ``privacy`` record, as the accountant counts them.
-
-    A round that was released k times, with the same users and k independent noises, tells as much
-    as one with noise of 1/sqrt(k) of the standard deviation.
-    """
-    if "releases" not in privacy:
-        return Spending()
-    times = Counter(release["round"] for release in privacy["releases"])
-    return Spending(
-        Mechanism(privacy["sampling_rate"], privacy["noise_multiplier"] / math.sqrt(count))
-        for count in times.values()
-    )
-
-
 def _with_releases(privacy: PrivacyLedger | Empty) -> PrivacyLedger | None:
     """A stage's ledger, if it has released anything."""
     if "releases" not in privacy:
@@ -254,7 +174,7 @@ def _with_releases(privacy: PrivacyLedger | Empty) -> PrivacyLedger | None:
 
 def _drawing(settings: Settings, census: Census, secret: bytes) -> dict[str, str]:
     """The nodes that draw noise, each with a fingerprint of its data that tells nothing of it."""
-    nodes = census.nodes.values() if settings.dp_noise_on == "nodes" else []
+    nodes = [] if settings.dp_noise_on == "server" else census.nodes.values()
     return {n.name: derive(secret, "node", n.name, n.history_digest).hex() for n in nodes}
 
 

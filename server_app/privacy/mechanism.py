@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from server_app.aggregation.aggregate import RoundUpdate, require_norm
-from server_app.privacy.ledger import Ledger
+from server_app.aggregation.aggregate import RoundUpdate, noise_norm, require_norm
+from server_app.privacy.releases import Ledger
 from server_app.record.schema import Release
 from shared_model.model.recommender import Arrays
+from shared_model.model.sasrec import PAD
 from shared_model.protocol.config import Settings
 from shared_model.protocol.gaussian import array_noise, derive
 from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.plan import LocalUpdate
-
-_TAIL = 10.0  # stds: the norm of a node's noise is as far beyond sqrt(numbers) once in 10^21
+from shared_model.stages import TABLE
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,17 @@ class Noising:
     std: float  # of the noise on a round's sum
     users: int  # of all nodes
     fraction: float
-    on_nodes: bool
+    noise_on: str  # who draws it: server, nodes, or secure (each site its share of a secure sum)
+
+    @property
+    def on_nodes(self) -> bool:
+        """Whether each node's own sum is noised."""
+        return self.noise_on == "nodes"
+
+    @property
+    def in_sums(self) -> bool:
+        """Whether secure sums come out with noise in them."""
+        return self.noise_on == "secure"
 
     def plan(self, round_: int) -> dict[str, Any]:
         """What a round plan says under differential privacy.
@@ -58,12 +68,16 @@ class Noising:
         if self.on_nodes:
             numbers = sum(value.numel() for value in update.arrays.values())
             share = self.std * math.sqrt(node.users / self.users)
-            noise = share * (math.sqrt(numbers) + _TAIL)
+            noise = noise_norm(share, numbers)
         require_norm(update, update.participants * self.clip_norm, noise)
 
     def release(self, round_: int, absent: Sequence[NodeReport]) -> Release:
-        """What the ledger says of a round. ``noise`` names its noise, of which it tells nothing."""
-        noise = derive(self._round_key(round_, absent), "fingerprint").hex()
+        """What the ledger says of a round. ``noise`` names its noise, of which it tells nothing.
+
+        Sites do not know who will be absent when they add their share: it is the round's.
+        """
+        key = self._round_key(round_, () if self.in_sums else absent)
+        noise = derive(key, "fingerprint").hex()
         return {"round": round_, "absent": [node.name for node in absent], "noise": noise}
 
     def mean(
@@ -82,8 +96,10 @@ class Noising:
             total = torch.zeros_like(like, dtype=torch.float64)
             for update in updates:
                 total += update.arrays[name]
-            if not self.on_nodes:
+            if self.noise_on == "server":
                 total += array_noise(key, name, like.shape, self.std)
+            if self.in_sums and name == TABLE:
+                total[PAD] = 0.0  # nobody's: it is as it was, whatever noise came out on it
             delta[name] = (total / (self.fraction * self.users)).float()
         return RoundUpdate(delta, 0.0, 0, sum(update.participants for update in updates), {})
 
@@ -97,8 +113,8 @@ def noising_of(settings: Settings, ledger: Ledger, stage: int) -> Noising:
     return Noising(
         key=derive(ledger.secret, "stage", stage, int(ledger.record["attempt"])),
         clip_norm=settings.dp_clip_norm,
-        std=settings.dp_noise_multiplier * settings.dp_clip_norm,
+        std=settings.noise_std,
         users=int(ledger.record["users"]),
         fraction=settings.fraction_train,
-        on_nodes=settings.dp_noise_on == "nodes",
+        noise_on=settings.dp_noise_on,
     )

@@ -155,6 +155,7 @@ class Release(TypedDict):
     round: int
     absent: list[str]
     noise: Sha256
+    arrays: NotRequired[Sha256]  # that came of a secure sum with the sites' noise
 
 
 class PrivacyLedger(TypedDict):

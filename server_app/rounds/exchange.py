@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from server_app.nodes.presence import Presence
 from server_app.nodes.waiting import replies_to
 from server_app.record import report
+from server_app.record.schema import Release
 from server_app.rounds.replies import Answers, require_share
 from server_app.rounds.result import EvaluationResult, Exchange, RoundResult
 from server_app.rounds.secure import SecureSums
@@ -31,8 +32,18 @@ class Asking:
         secure = strategy.settings.secure
         self._secure = SecureSums(grid, strategy, self.presence, self._replies) if secure else None
 
-    def train(self, round_: int, arrays: Arrays) -> RoundResult:
-        """One round from these arrays. ``RoundError`` if too few nodes answered, twice."""
+    def train(
+        self,
+        round_: int,
+        arrays: Arrays,
+        among: Sequence[str] = (),
+        charge: Callable[[Release], None] | None = None,
+    ) -> RoundResult:
+        """One round from these arrays. ``RoundError`` if too few nodes answered, twice.
+
+        Where a secure sum comes out with noise in it: of the nodes ``among``, if any are named, and
+        ``charge`` is told of the release before anybody helps to open it.
+        """
         self.presence.look()
         self.presence.silent.clear()
         record = self._strategy.sending.record(arrays)
@@ -41,7 +52,9 @@ class Asking:
             answers = self._twice(what, lambda: self._try_train(round_, arrays, record), least)
             return self._strategy.step(round_, arrays, answers)
         secure = self._secure
-        masked = self._twice(what, lambda: secure.attempt(round_, arrays, record), least)
+        masked = self._twice(what, lambda: secure.attempt(round_, arrays, record, among), least)
+        if charge and (release := self._strategy.release(round_, masked)):
+            charge(release)
         total, opening = secure.open(arrays, masked)
         return self._strategy.step(round_, arrays, masked.after(opening), total)
 

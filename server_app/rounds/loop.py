@@ -10,7 +10,7 @@ from typing import cast
 
 from flwr.serverapp import Grid
 
-from server_app.privacy.ledger import Ledger
+from server_app.privacy.releases import Ledger
 from server_app.record import report
 from server_app.record.checkpoint import load_checkpoint, save_checkpoint
 from server_app.record.manifest import Manifest, Record
@@ -22,6 +22,7 @@ from server_app.rounds.exchange import Asking
 from server_app.rounds.result import RoundResult
 from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import ConfigError, RoundError
+from shared_model.fingerprint import arrays_sha256
 from shared_model.model.recommender import Arrays
 from shared_model.protocol.metrics import Report
 
@@ -98,8 +99,15 @@ class StageRun:
         noising = self.strategy.noising
         if noising and noising.on_nodes:  # before a node sends its noised sum: all of them will
             self._charge(noising.release(round_, ()))
-        result = self.asking.train(round_, arrays)
-        if result.release and not (noising and noising.on_nodes):
+        if noising and noising.in_sums and self.ledger:  # before the sum is opened
+            among = self._with_the_same_noise(round_)
+            result = self.asking.train(round_, arrays, among, self._charge)
+            if result.release:
+                self.ledger.came_out(result.release, arrays_sha256(result.arrays))
+                self.manifest.save()
+        else:
+            result = self.asking.train(round_, arrays)
+        if result.release and noising and noising.noise_on == "server":
             self._charge(result.release)  # before the new arrays are sent to anyone
         entry = _entry(round_, result)
         settings = self.strategy.settings
@@ -117,6 +125,16 @@ class StageRun:
         saved = due or not bare or round_ % settings.checkpoint_every == 0
         self._finish_round(entry, started, result.arrays if saved else None)
         return result.arrays
+
+    def _with_the_same_noise(self, round_: int) -> list[str]:
+        """The nodes of a secure sum that may be out already: its noise goes on no other sum."""
+        absent = self.ledger.absent_from(round_) if self.ledger else None
+        if absent is None:
+            return []
+        if absent:
+            report.say(f"round {round_} is summed as before, without {', '.join(absent)}")
+        names = [node.name for node in self.strategy.census.nodes.values()]
+        return [name for name in names if name not in absent]
 
     def _charge(self, release: Release) -> None:
         if self.ledger:

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from server_app.aggregation.secure_sum import read_sum
 from server_app.nodes.presence import Presence
 from server_app.nodes.waiting import replies_to
+from server_app.privacy.shares import scale_of
 from server_app.record import report
 from server_app.rounds.replies import Answers, readable, usable_replies
 from server_app.rounds.result import Exchange
@@ -20,7 +21,7 @@ from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import NodeError
 from shared_model.model.recommender import Arrays
 from shared_model.protocol import messages, secure_messages
-from shared_model.protocol.masked_update import length_of, update_scale
+from shared_model.protocol.masked_update import length_of, sum_noise
 from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.plan import LocalUpdate
 from shared_model.protocol.secure_messages import SecureRequest
@@ -51,10 +52,15 @@ class SecureSums:
         self._request: SecureRequest | None = None  # of the last use
         self._uses = 0
 
-    def attempt(self, round_: int, arrays: Arrays, record: ArrayRecord) -> Answers[Masked]:
-        """The masked vectors of the nodes that sent one. It may be tried again: no sum is open."""
+    def attempt(
+        self, round_: int, arrays: Arrays, record: ArrayRecord, among: Sequence[str] = ()
+    ) -> Answers[Masked]:
+        """The masked vectors of the nodes that sent one. It may be tried again: no sum is open.
+
+        Of the nodes ``among`` these alone, if any are named.
+        """
         asked = self._agree()
-        request = self._next(round_)
+        request = self._next(round_, among)
         self._request = request
         if len(request.use.sites) < request.use.threshold:  # no site would take it
             return Answers([], usable_replies(self._strategy.census, []).exchange).after(asked)
@@ -90,7 +96,9 @@ class SecureSums:
             given, exchange = self._shares(request, came, lost)
         words = opening.opened_sum(request.use, came, lost, given)
         nodes, settings = [node for node, _ in answers.usable], self._strategy.settings
-        return read_sum(words, arrays, nodes, request.scale, settings), exchange
+        noise = sum_noise(settings.noise_std, len(nodes), request.use.threshold)
+        added = noise if settings.shares_noise else 0.0
+        return read_sum(words, arrays, nodes, request.scale, settings, added), exchange
 
     def forget(self) -> None:
         """Have the nodes delete their keys, which nobody needs any more, as far as they answer."""
@@ -136,10 +144,11 @@ class SecureSums:
         check_signed(self._session, key)
         return key
 
-    def _next(self, round_: int) -> SecureRequest:
+    def _next(self, round_: int, among: Sequence[str]) -> SecureRequest:
         self._uses += 1
         census, settings = self._strategy.census, self._strategy.settings
-        names = sorted(n for n, held in self._keys.items() if self._presence.can_answer(held.node))
+        there = (n for n, held in self._keys.items() if self._presence.can_answer(held.node))
+        names = sorted(name for name in there if not among or name in among)
         use = Use(
             self._session,
             self._uses,
@@ -148,8 +157,7 @@ class SecureSums:
             threshold_of(settings.secure_threshold, len(census.nodes)),
             settings.secure_against == "lying",
         )
-        users = sum(node.users for node in census.nodes.values())
-        scale = update_scale(settings.dp_clip_norm, users, len(census.nodes))
+        scale = scale_of(settings, census)
         return SecureRequest(use, [self._keys[name].key for name in names], scale)
 
     def _shares(

@@ -224,6 +224,10 @@ class StageStrategy(Strategy):
             logs=mixture_logs(new, mean) if self.stage.mixes else {},
         )
 
+    def release(self, round_: int, answers: Answers[Any]) -> Release | None:
+        """What the ledger says of the sum of these answers; ``None`` without noise."""
+        return self.noising.release(round_, self._absent(answers)) if self.noising else None
+
     def metrics(self, replies: Iterable[Message]) -> Answers[dict[str, float]]:
         """The metric sums that can be used."""
 
@@ -273,10 +277,12 @@ class StageStrategy(Strategy):
         if self.noising is None:
             mean = reduce_updates(parts, arrays, settings.aggregation, settings.trim_share)
             return mean, None
+        mean = self.noising.mean(parts, arrays, round_, self._absent(answers))
+        return mean, self.release(round_, answers)
+
+    def _absent(self, answers: Answers[Any]) -> list[NodeReport]:
         present = {node.name for node, _ in answers.usable}
-        absent = [node for node in self.census.nodes.values() if node.name not in present]
-        mean = self.noising.mean(parts, arrays, round_, absent)
-        return mean, self.noising.release(round_, absent)
+        return [node for node in self.census.nodes.values() if node.name not in present]
 
 
 def require_bare(settings: Settings) -> None:

@@ -36,8 +36,12 @@ def check_promise(settings: "Settings") -> None:
     if noise and settings.candidates:
         # Noise is on every row of the item table, and covers nothing that is told of some.
         _refuse("with noise all items compete", "candidates", "0", settings.candidates)
-    if settings.dp_noise_on == "nodes" and not noise:
+    if settings.dp_noise_on != "server" and not noise:
         _refuse("without noise no node draws any", "dp-noise-multiplier", "> 0", "0")
+    if settings.dp_noise_on == "secure" and not settings.secure:
+        # A share is noise for a sum of many: a node's bare one would have too little of it.
+        what = "shares of noise are for sums of which nobody sees the parts"
+        _refuse(what, "aggregation", "secure", settings.aggregation)
     if settings.dp_epsilon and not noise:
         _refuse("a budget is spent by noise alone", "dp-noise-multiplier", "> 0", "0")
     if noise and settings.stage != 1 and settings.memory_novelty < 0:
@@ -72,7 +76,7 @@ def check_secure(settings: "Settings") -> None:
     if settings.private and settings.dp_noise_on == "nodes":
         # Its noise is real numbers with no bound, which do not fit into integers of a fixed range.
         what = "noise of real numbers fits no masked sum"
-        _refuse(what, "dp-noise-on", "server", "nodes", _SECURE)
+        _refuse(what, "dp-noise-on", "server or secure", "nodes", _SECURE)
 
 
 def _refuse(what: str, key: str, expected: str, got: object, todo: str = "") -> None:

@@ -39,7 +39,7 @@ SERVER_SCHEDULES = ("constant", "decay")
 WEIGHTINGS = ("targets", "uniform")
 AGGREGATIONS = ("clipped", "mean", "median", "trimmed", "secure")
 SERVERS = ("lying", "curious")
-NOISE_ON = ("server", "nodes")
+NOISE_ON = ("server", "nodes", "secure")
 _WHOLE, _DRAWN = 30_000, 2_048  # warm items: of up to so many all compete, of more a sample
 WIRE_DTYPES = ("float32", "bfloat16", "int8")
 MODALITY_CHOICES = ("both", *MODALITIES)
@@ -189,6 +189,16 @@ class Settings:
     def secure(self) -> bool:
         """Whether nobody sees a node's update: sums are made of masked vectors."""
         return self.aggregation == "secure"
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether each site adds its share of the noise to a sum of which nobody sees the parts."""
+        return self.private and self.dp_noise_on == "secure"
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise on a round's sum, in every number; 0 = none."""
+        return self.dp_noise_multiplier * self.dp_clip_norm
 
     @property
     def home_folder(self) -> Path:

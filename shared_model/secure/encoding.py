@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from shared_model.errors import NodeError
 from shared_model.secure.masks import Words
+from shared_model.secure.noise import Noise
 
 _HALF = 2**31  # integers lie in [-2^31, 2^31)
 
@@ -20,8 +21,10 @@ def scale_for(bound: float, sites: int) -> float:
     return 2.0 ** math.floor(math.log2((_HALF - sites) / bound))
 
 
-def encoded(values: npt.NDArray[np.float32], scale: float, bound: float) -> Words:
-    """Numbers [D] as integers, rounded to the nearest 1 / scale.
+def encoded(
+    values: npt.NDArray[np.float32], scale: float, bound: float, noise: Noise | None = None
+) -> Words:
+    """Numbers [D] as integers, rounded to the nearest 1 / scale, or with noise around them.
 
     ``NodeError`` if one is not finite or beyond ``bound``, what this site's can be.
     """
@@ -30,7 +33,9 @@ def encoded(values: npt.NDArray[np.float32], scale: float, bound: float) -> Word
         raise NodeError(
             "a sum is beyond what clipping leaves", expected=f"{bound:.6g}", got=f"{largest:.6g}"
         )
-    return np.rint(values.astype(np.float64) * scale).astype(np.int64).astype(np.uint32)
+    numbers = values.astype(np.float64) * scale  # exact: a power of two
+    whole = np.rint(numbers).astype(np.int64) if noise is None else noise.around(numbers)
+    return whole.astype(np.uint32)
 
 
 def decoded(words: Words, scale: float) -> npt.NDArray[np.float64]:

@@ -8,12 +8,12 @@ import pytest
 from benchmarks import secure
 
 
-def test_both_forms_are_measured_beside_bare_sums(tmp_path: Path) -> None:
+def test_all_forms_are_measured_beside_bare_sums(tmp_path: Path) -> None:
     out = tmp_path / "secure.json"
     small = ["--nodes", "4", "--rounds", "1", "--set", "hidden-size=16", "num-blocks=1"]
     secure.main(["--out", str(out), *small, "max-length=20"])
     bare, *forms = json.loads(out.read_text())["rows"]
-    assert len(forms) == 2
+    assert len(forms) == 3
     assert bare["bytes_times"] == bare["seconds_times"] == 1
     for row in forms:
         moved = row["down"] + row["up"]

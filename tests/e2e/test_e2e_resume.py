@@ -17,9 +17,7 @@ import pytest
 
 from feddmmr.launch.in_process import run_in_process
 from shared_model.errors import FedDMMRError, ManifestError
-from tests.support.outcomes import (
-    outcome,
-)
+from tests.support.outcomes import assert_same, outcome
 from tests.support.paths import ROOT
 from tests.support.staged import SETTINGS, write_mixed
 
@@ -74,19 +72,6 @@ def settings(home: Path, dataset: Path) -> dict[str, Any]:
     given = {"home": str(home), "dataset": str(dataset), "stage": 0, "num_rounds": 4}
     given |= {"evaluate_every": 2, "dropout": 0.1, "server_learning_rate": 0.03}
     return SETTINGS | given
-
-
-def files(home: Path) -> dict[str, bytes]:
-    """Every file of a run but the manifest: the checkpoints of all stages, and nothing else."""
-    found = {path.name: path.read_bytes() for path in (home / "runs/default").iterdir()}
-    del found["lock"]  # names the last process
-    del found["manifest.json"]
-    return found
-
-
-def assert_same(home: Path, undisturbed: Path) -> None:
-    assert outcome(home) == outcome(undisturbed)
-    assert files(home) == files(undisturbed)
 
 
 @pytest.fixture(scope="module")

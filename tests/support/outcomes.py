@@ -14,3 +14,16 @@ def outcome(home: Path) -> dict[str, Any]:
             for changing in ("seconds", "bytes_down", "bytes_up"):
                 del entry[changing]
     return data
+
+
+def files(home: Path) -> dict[str, bytes]:
+    """Every file of a run but the manifest: the checkpoints of all stages, and nothing else."""
+    found = {path.name: path.read_bytes() for path in (home / "runs/default").iterdir()}
+    del found["lock"]  # names the last process
+    del found["manifest.json"]
+    return found
+
+
+def assert_same(home: Path, undisturbed: Path) -> None:
+    assert outcome(home) == outcome(undisturbed)
+    assert files(home) == files(undisturbed)

@@ -14,7 +14,7 @@ import torch
 
 from feddmmr.launch.in_process import run_in_process
 from server_app.privacy.accountant import Mechanism, epsilon
-from server_app.privacy.ledger import spending
+from server_app.privacy.releases import spending
 from server_app.rounds.strategy import StageStrategy
 from shared_model.errors import ConfigError, RoundError
 from shared_model.model.recommender import ModelShape, build, read_groups
@@ -239,12 +239,13 @@ def test_with_noise_on_the_nodes_all_of_them_have_to_answer(
     assert {tuple(release["absent"]) for release in privacy["releases"]} == {("partition-1",)}
 
 
-@pytest.mark.parametrize("where", ["server", "nodes"])
+@pytest.mark.parametrize("where", ["server", "nodes", "secure"])
 def test_all_stages_share_one_budget(tmp_path: Path, where: str) -> None:
     """Stages 2 and 3, too: clipped, noised, without logs, charged on top of what came before."""
     folder = write_mixed(tmp_path / "dataset")
     settings = STAGED | DP | {"home": str(tmp_path / "home"), "dataset": str(folder), "stage": 0}
     settings |= {"num_rounds": 2, "memory_novelty": 0.3, "dp_noise_on": where}
+    settings |= {"aggregation": "secure"} if where == "secure" else {}
     stages = run_in_process(3, **settings)["stages"]
     rate = settings.get("fraction_train", 0.1)
     for number, stage in stages.items():

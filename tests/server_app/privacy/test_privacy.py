@@ -117,6 +117,11 @@ def test_plan_prints_the_noise_of_a_budget_and_the_epsilon_of_a_noise() -> None:
     spent = [epsilon(Counter({Mechanism(0.1, noise): n}), DELTA) for n in (20, 25, 34)]
     assert [f"{value:.3f}" for value in spent] == re.findall(r"epsilon ([\d.]+)", told)
     assert 2.9 < spent[-1] <= 3.0
+    assert "secure sum" not in told
+    assert plan(*STAGES, "--multiplier", "2", "--sites", "10").endswith(
+        "noise on a round's mean: 0.00331 of the clip norm a number\n"
+        "that is a secure sum of 7 of 10 sites; one of all has 0.00396\n"
+    )
     assert plan(*STAGES, "--multiplier", str(noise)) == told
     assert "note: delta" not in told
     assert "note: delta is not below 1/users" in plan(*STAGES, "--epsilon", "3", "--delta", "0.001")

@@ -154,7 +154,7 @@ def test_nonsense_stops_the_round_with_names(rounds: Make, monkeypatch: pytest.M
 
 
 def test_noise_of_the_server_on_a_secure_sum(rounds: Make) -> None:
-    noising = Noising(b"k" * 32, 0.05, std=0.1, users=20, fraction=0.6, on_nodes=False)
+    noising = Noising(b"k" * 32, 0.05, std=0.1, users=20, fraction=0.6, noise_on="server")
     private = {"noising": noising, "dp_noise_multiplier": 2.0}
     bare, secure = rounds(**BARE, **private), rounds(**SECURE, **private)
     quiet = rounds(**SECURE)
