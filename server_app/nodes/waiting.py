@@ -10,6 +10,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from shared_model.transport.packing import pack
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two looks
+_LATE = 0.15  # of the time that replies took, until they are seen
 
 
 def replies_to(grid: Grid, requests: Sequence[Message], timeout: float) -> list[Message]:
@@ -20,18 +21,18 @@ def replies_to(grid: Grid, requests: Sequence[Message], timeout: float) -> list[
     """
     if not isinstance(grid, HttpGrid):
         return list(grid.send_and_receive(requests, timeout=timeout))
-    deadline = time.monotonic() + timeout
+    start = time.monotonic()
+    deadline = start + timeout
     known: dict[int, ArrayRecord] = {}
     missing = set(grid.push_messages([_packed(request, known) for request in requests]))
     replies: list[Message] = []
-    pause = _FIRST_PAUSE
     while missing and time.monotonic() < deadline:
         came = list(grid.pull_messages(missing))
         replies += came
         missing -= {reply.metadata.reply_to_message_id for reply in came}
         if missing:
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            late = _LATE * (time.monotonic() - start)
+            time.sleep(min(max(late, _FIRST_PAUSE), _LONGEST_PAUSE))
     return replies
 
 
