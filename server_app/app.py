@@ -111,9 +111,9 @@ def _run_stage(
     old = manifest.stage(stage.number)
     goes_on = old is None or can_go_on(settings, manifest, old, census)
     record = manifest.begin(stage, stage_config(settings), settings.redo, goes_on)
-    if line := report.by_data_line(stage.number, settings, fitted := fit(settings, stage, census)):
+    given, settings = settings, fit(settings, stage, census)
+    if line := report.by_data_line(stage.number, given, settings):
         report.say(line)
-    settings = fitted
     record["by_data"] = {"num_rounds": settings.num_rounds, "dropout": settings.dropout}
     # They may refuse: then nothing is saved.
     if (secure := secure_record(settings, record, len(census.nodes))) is not None:

@@ -2,7 +2,8 @@
 
 The formula is ``Mixture.forward``'s (a test compares), arranged for evaluation, where every user
 ranks the same candidates at one position: its memory then only chooses columns of tables over
-(candidate, remembered item), and a batch of users is a product with these.
+(candidate, remembered item), and a batch of users is a product with these. A GPU evaluates so; a
+processor by ``shortlist.py``.
 
 Letters: B users, I items with padding, N candidates, L remembered items, H heads, D hidden size, S
 the size of texts.
