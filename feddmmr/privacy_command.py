@@ -1,13 +1,12 @@
 """`feddmmr privacy`: what noise a budget needs, or what epsilon a noise gives, before a run."""
 
-from collections import Counter
 from typing import Annotated
 
 import typer
 
 from shared_model.errors import ConfigError
 from shared_model.protocol.dp_rules import LEAST_FRACTION, LEAST_NOISE, MOST_NOISE
-from shared_model.secure.use import MOST_SITES, threshold_of
+from shared_model.secure.use import MOST_SITES, spread_of, threshold_of
 
 app = typer.Typer(help="Differential privacy: plan a run's noise.", no_args_is_help=True)
 
@@ -31,25 +30,28 @@ def plan(
     sites: Annotated[
         int, typer.Option(help="That share the noise (dp-noise-on=secure).", min=0, max=MOST_SITES)
     ] = 0,
+    threshold: Annotated[float, typer.Option(help="secure-threshold of the run.")] = 0.0,
 ) -> None:
     """The noise multiplier that keeps a budget over all rounds, by the accountant of a run."""
     from server_app.privacy import accountant as accountant
 
     stages = [rounds, *(further or [])]
     _check(fraction, stages, epsilon, multiplier, delta)
-    noise = multiplier or accountant.noise_for(fraction, sum(stages), epsilon, delta)
-    mechanism, spent = accountant.Mechanism(fraction, noise), 0
+    spread = spread_of(threshold, sites) if sites else 1.0
+    noise = multiplier or accountant.noise_for(fraction, sum(stages), epsilon, delta, spread)
+    spent = 0
     print(f"dp-noise-multiplier={noise:g} fraction-train={fraction:g} dp-delta={delta:g}")
     for number, count in enumerate(stages, 1):
         spent += count
-        told = accountant.epsilon(Counter({mechanism: spent}), delta)
+        told = accountant.epsilon(accountant.planned(fraction, noise, spent, spread), delta)
         print(f"after {spent} rounds ({number} of {len(stages)} stages): epsilon {told:.3f}")
-    takers = fraction * users
-    print(f"noise on a round's mean: {noise / takers:.3g} of the clip norm a number")
-    if sites:
-        least = threshold_of(0, sites)
-        most = noise / takers * (sites / least) ** 0.5
-        print(f"that is a secure sum of {least} of {sites} sites; one of all has {most:.3g}")
+    on_mean = noise * spread / (fraction * users)
+    print(f"noise on a round's mean: {on_mean:.3g} of the clip norm a number")
+    if sites and (least := threshold_of(threshold, sites)) < sites:
+        print(
+            f"that is a secure sum of all {sites} sites; one of {least} has {on_mean / spread:.3g}"
+        )
+        print("each round without a site costs more; the last one is counted as of the fewest")
     if delta * users >= 1:
         print(f"note: delta is not below 1/users = {1 / users:.3g}, so it promises little")
 

@@ -79,6 +79,15 @@ def _composed(rounds: _Rounds, grid: float, largest: dict[Mechanism, float]) -> 
     return reduce(compose, stages)
 
 
+def planned(rate: float, multiplier: float, rounds: int, spread: float = 1.0) -> Spending:
+    """So many rounds, of which all but the last have ``spread`` times the noise.
+
+    That is what secure sums of all sites have; the last one may be of the fewest.
+    """
+    as_usual = Counter({Mechanism(rate, multiplier * spread): rounds - 1})
+    return as_usual + Counter({Mechanism(rate, multiplier): 1})
+
+
 def affordable(
     mechanism: Mechanism, most: int, budget: float, delta: float, before: Spending
 ) -> int:
@@ -99,14 +108,13 @@ def affordable(
     return found
 
 
-def noise_for(rate: float, rounds: int, budget: float, delta: float) -> float:
-    """The least noise multiplier with which so many rounds stay in budget, rounded up.
-
-    ``ConfigError`` if none does.
+def noise_for(rate: float, rounds: int, budget: float, delta: float, spread: float = 1.0) -> float:
+    """The least noise multiplier with which so many rounds, as ``planned``, stay in budget,
+    rounded up. ``ConfigError`` if none does.
     """
 
     def excess(multiplier: float) -> float:
-        return _excess(Counter({Mechanism(rate, multiplier): rounds}), budget, delta)
+        return _excess(planned(rate, multiplier, rounds, spread), budget, delta)
 
     # Where it is if losses are normal, as those of many rounds with much noise are.
     high = rate * math.sqrt(2 * rounds * math.log(1 / delta)) / budget

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from server_app.nodes.census import Census
-from server_app.privacy.accountant import Mechanism, Spending, affordable, epsilon
+from server_app.privacy.accountant import Mechanism, Spending, affordable, epsilon, planned
 from server_app.privacy.releases import OR_REDO, Ledger, spending
 from server_app.record.artifact import remove
 from server_app.record.manifest import Manifest
@@ -22,6 +22,7 @@ from shared_model.errors import ConfigError, FedDMMRError, ManifestError
 from shared_model.fingerprint import app_sha256
 from shared_model.protocol.config import Settings
 from shared_model.protocol.gaussian import derive, draw_secret, read_secret, write_secret
+from shared_model.secure.use import spread_of
 from shared_model.stages import Stage
 
 _SECRET = "noise-secret-"  # noqa: S105 (how a file's name begins)
@@ -81,7 +82,7 @@ def open_ledger(
     if (released := _with_releases(record["privacy"])) is not None:
         known = _secret_to_go_on(settings, manifest, released, census)
         return Ledger(released, known, before, settings.dp_epsilon)
-    rounds = _affordable_rounds(settings, stage, before)
+    rounds = _affordable_rounds(settings, stage, before, len(census.nodes))
     secret = secret or draw_secret()
     write_secret(_secret_file(manifest, _fingerprint(secret)), secret)
     redone = [old for old in manifest.data["superseded"] if old["stage"] == stage.number]
@@ -183,14 +184,22 @@ def made_by(app: AppRecord) -> dict[str, str]:
     return {"code": app["sha256"], "python": app["python"], **app["packages"]}
 
 
-def _affordable_rounds(settings: Settings, stage: Stage, before: Spending) -> int:
-    """As many rounds as were asked for, or as the budget has room for; at least one."""
+def _affordable_rounds(settings: Settings, stage: Stage, before: Spending, nodes: int) -> int:
+    """As many rounds as were asked for, or as the budget has room for; at least one.
+
+    Of secure sums: if no site is lost before the last round. That fits whoever is lost.
+    """
     asked = settings.num_rounds
     budget, delta = settings.dp_epsilon, settings.dp_delta
     if not budget:
         return asked
-    mechanism = Mechanism(settings.fraction_train, settings.dp_noise_multiplier)
-    rounds = affordable(mechanism, asked, budget, delta, before)
+    spread = spread_of(settings.secure_threshold, nodes) if settings.shares_noise else 1.0
+    rate, multiplier = settings.fraction_train, settings.dp_noise_multiplier
+    last = planned(rate, multiplier, 1)
+    rounds = 0
+    if epsilon(before + last, delta) <= budget:
+        usual = Mechanism(rate, multiplier * spread)
+        rounds = 1 + affordable(usual, asked - 1, budget, delta, before + last)
     if rounds == 0:
         raise ConfigError(
             f"the privacy budget has no round of stage {stage.number} left",

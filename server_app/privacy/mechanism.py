@@ -20,6 +20,7 @@ from shared_model.protocol.config import Settings
 from shared_model.protocol.gaussian import array_noise, derive
 from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.plan import LocalUpdate
+from shared_model.secure.use import threshold_of
 from shared_model.stages import TABLE
 
 
@@ -37,6 +38,8 @@ class Noising:
     users: int  # of all nodes
     fraction: float
     noise_on: str  # who draws it: server, nodes, or secure (each site its share of a secure sum)
+    nodes: int = 0  # that draw it, if the server does not
+    threshold: int = 0  # the fewest sites of a secure sum, which then has ``std``
 
     @property
     def on_nodes(self) -> bool:
@@ -74,11 +77,20 @@ class Noising:
     def release(self, round_: int, absent: Sequence[NodeReport]) -> Release:
         """What the ledger says of a round. ``noise`` names its noise, of which it tells nothing.
 
-        Sites do not know who will be absent when they add their share: it is the round's.
+        Sites do not know who will be absent when they add their share: it is the round's, and a
+        sum has those of all who are in it.
         """
         key = self._round_key(round_, () if self.in_sums else absent)
-        noise = derive(key, "fingerprint").hex()
-        return {"round": round_, "absent": [node.name for node in absent], "noise": noise}
+        names = [node.name for node in absent]
+        release: Release = {
+            "round": round_,
+            "absent": names,
+            "noise": derive(key, "fingerprint").hex(),
+        }
+        if self.in_sums:
+            shares = (self.nodes - len(names)) / self.threshold
+            release["multiplier"] = self.std / self.clip_norm * math.sqrt(shares)
+        return release
 
     def mean(
         self,
@@ -110,6 +122,8 @@ class Noising:
 
 def noising_of(settings: Settings, ledger: Ledger, stage: int) -> Noising:
     """The noise of a stage whose ledger is open."""
+    nodes = len(ledger.record["nodes"])
+    threshold = threshold_of(settings.secure_threshold, nodes) if settings.shares_noise else 0
     return Noising(
         key=derive(ledger.secret, "stage", stage, int(ledger.record["attempt"])),
         clip_norm=settings.dp_clip_norm,
@@ -117,4 +131,6 @@ def noising_of(settings: Settings, ledger: Ledger, stage: int) -> Noising:
         users=int(ledger.record["users"]),
         fraction=settings.fraction_train,
         noise_on=settings.dp_noise_on,
+        nodes=nodes,
+        threshold=threshold,
     )

@@ -8,7 +8,7 @@ it is another one.
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 
 from server_app.privacy.accountant import Mechanism, Spending, epsilon
@@ -38,12 +38,16 @@ class Ledger:
         return self.record["releases"]
 
     def is_spent(self, round_: int) -> bool:
-        """Whether another round would pass the budget. All planned rounds fit, but for those that
-        had to be released twice."""
+        """Whether another round could pass the budget, whoever is lost. All planned rounds fit, but
+        for those that had to be released twice, or by fewer sites than there are."""
         known = {release["round"] for release in self.releases}
-        if not self.budget or round_ in known or len(self.releases) == len(known):
+        if not self.budget or round_ in known or self._as_planned(known):
             return False
         return self._with({"round": round_, "absent": [], "noise": ""}) > self.budget
+
+    def _as_planned(self, known: set[int]) -> bool:
+        some_lost = any("multiplier" in each and each["absent"] for each in self.releases)
+        return len(self.releases) == len(known) and not some_lost
 
     def absent_from(self, round_: int) -> list[str] | None:
         """Who was absent when a round was first released; ``None`` if it was not yet."""
@@ -113,13 +117,19 @@ class Ledger:
 def spending(privacy: PrivacyLedger | Empty) -> Spending:
     """The releases of a stage's ``privacy`` record, as the accountant counts them.
 
-    A round that was released k times, with the same users and k independent noises, tells as much
-    as one with noise of 1/sqrt(k) of the standard deviation.
+    Each has the stage's noise, a secure sum that of the sites which are in it.
     """
     if "releases" not in privacy:
         return Spending()
-    times = Counter(release["round"] for release in privacy["releases"])
-    return Spending(
-        Mechanism(privacy["sampling_rate"], privacy["noise_multiplier"] / math.sqrt(count))
-        for count in times.values()
-    )
+    noises: defaultdict[int, list[float]] = defaultdict(list)
+    for release in privacy["releases"]:
+        noises[release["round"]].append(release.get("multiplier", privacy["noise_multiplier"]))
+    rate = privacy["sampling_rate"]
+    return Spending(Mechanism(rate, _together(of_round)) for of_round in noises.values())
+
+
+def _together(multipliers: list[float]) -> float:
+    """The noise of one release that tells as much as these of the same sum, each with noise of its
+    own: 1/sqrt(k) of the standard deviation, where there are k with the same."""
+    least = min(multipliers)
+    return least / math.sqrt(sum((least / each) ** 2 for each in multipliers))

@@ -155,7 +155,9 @@ class Release(TypedDict):
     round: int
     absent: list[str]
     noise: Sha256
-    arrays: NotRequired[Sha256]  # that came of a secure sum with the sites' noise
+    # Of a secure sum with the sites' noise: how much noise is in it, in clip norms, and what came.
+    multiplier: NotRequired[float]
+    arrays: NotRequired[Sha256]
 
 
 class PrivacyLedger(TypedDict):

@@ -55,6 +55,11 @@ def threshold_of(share: float, sites: int) -> int:
     return max(least_threshold(sites), math.ceil(share * sites - 1e-9))
 
 
+def spread_of(share: float, sites: int) -> float:
+    """How much more noise a sum of all sites has than one of the fewest, each adding its share."""
+    return math.sqrt(sites / threshold_of(share, sites))
+
+
 def check_use(use: Use, pinned: int) -> None:
     """``NodeError`` for a use that hides too little, whoever asks for it.
 

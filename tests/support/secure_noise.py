@@ -15,4 +15,4 @@ SGD: dict[str, Any] = {
 
 
 def noising(key: bytes = b"k" * 32) -> Noising:
-    return Noising(key, 0.05, std=STD, users=USERS, fraction=FRACTION, noise_on="secure")
+    return Noising(key, 0.05, STD, USERS, FRACTION, noise_on="secure", nodes=3, threshold=2)

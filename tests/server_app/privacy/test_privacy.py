@@ -11,7 +11,7 @@ from scipy.special import comb
 from typer.testing import CliRunner
 
 from feddmmr.cli import app
-from server_app.privacy.accountant import Mechanism, affordable, epsilon, noise_for
+from server_app.privacy.accountant import Mechanism, affordable, epsilon, noise_for, planned
 from shared_model.errors import ConfigError
 from tests.support.divergences import (
     gaussian_delta,
@@ -92,6 +92,9 @@ def test_noise_that_keeps_a_budget() -> None:
     found = noise_for(0.1, 40, 2.0, DELTA)
     assert epsilon(Counter({Mechanism(0.1, found): 40}), DELTA) <= 2.0
     assert epsilon(Counter({Mechanism(0.1, found - 0.005): 40}), DELTA) > 2.0
+    spread = noise_for(0.1, 40, 2.0, DELTA, 1.2)
+    assert epsilon(planned(0.1, spread, 40, 1.2), DELTA) <= 2.0
+    assert found / 1.2 < spread < found / 1.2 * 1.02  # the last round is counted without
     with pytest.raises(ConfigError, match="no noise keeps this budget"):
         noise_for(1.0, 9, 1e-9, DELTA)
 
@@ -119,9 +122,11 @@ def test_plan_prints_the_noise_of_a_budget_and_the_epsilon_of_a_noise() -> None:
     assert 2.9 < spent[-1] <= 3.0
     assert "secure sum" not in told
     assert plan(*STAGES, "--multiplier", "2", "--sites", "10").endswith(
-        "noise on a round's mean: 0.00331 of the clip norm a number\n"
-        "that is a secure sum of 7 of 10 sites; one of all has 0.00396\n"
+        "noise on a round's mean: 0.00396 of the clip norm a number\n"
+        "that is a secure sum of all 10 sites; one of 7 has 0.00331\n"
+        "each round without a site costs more; the last one is counted as of the fewest\n"
     )
+    assert plan(*STAGES, "--epsilon", "3", "--sites", "10", "--threshold", "1") == told
     assert plan(*STAGES, "--multiplier", str(noise)) == told
     assert "note: delta" not in told
     assert "note: delta is not below 1/users" in plan(*STAGES, "--epsilon", "3", "--delta", "0.001")

@@ -1,6 +1,7 @@
 """Runs whose sites add the noise: charged before a sum is opened, and resumed with the same sum."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from feddmmr.launch.in_process import InProcessGrid
-from server_app.privacy.accountant import Mechanism, epsilon
+from server_app.privacy.accountant import Mechanism, epsilon, planned
 from server_app.rounds.exchange import Asking
 from server_app.rounds.loop import StageRun
 from server_app.rounds.secure import SecureSums
@@ -20,6 +21,7 @@ from tests.support.secure_noise import PRIVATE
 from tests.support.secure_rounds import differ
 
 SETTINGS: dict[str, Any] = {**PRIVATE, "evaluate_every": 2, "num_rounds": 3, "evaluate_users": 5}
+OF_ALL = 2.0 * math.sqrt(3 / 2)  # noise in a sum of all three sites, of which two are enough
 STEPS = [
     (SecureSums, "attempt", 2, 1),  # masked vectors are there: nothing is opened or charged yet
     (SecureSums, "_shares", 2, 2),
@@ -71,7 +73,7 @@ def test_a_server_that_dies_in_any_step_ends_in_the_same_bytes_and_pays_once(
     arrays = last_round(tmp_path, monkeypatch)
     whole = stage_of(run(3, run="whole", **SETTINGS))
     privacy = whole["privacy"]
-    assert privacy["epsilon"] == epsilon(Counter({Mechanism(0.6, 2.0): 3}), 1e-5)
+    assert privacy["epsilon"] == epsilon(Counter({Mechanism(0.6, OF_ALL): 3}), 1e-5)
     assert (privacy["noise_on"], next(iter(privacy["nodes"]))) == ("secure", "partition-0")
     for *where, charged in STEPS:
         name = f"cut-{where[1]}"
@@ -111,6 +113,10 @@ def test_a_site_that_was_lost_is_not_in_the_sum_when_its_round_is_repeated(
     assert differ(arrays["whole"], arrays["cut"]) == 0.0
     ends = [manifest["stages"]["1"] for manifest in (whole, resumed)]
     assert ends[0]["privacy"] == ends[1]["privacy"]
+    spent = Counter(
+        {Mechanism(0.6, OF_ALL): 2, Mechanism(0.6, 2.0): 1}
+    )  # less noise, so it costs more
+    assert ends[0]["privacy"]["epsilon"] == epsilon(spent, 1e-5)
 
 
 @pytest.mark.usefixtures("one_secret")
@@ -148,11 +154,29 @@ def test_a_redone_stage_is_charged_and_has_other_noise(
     [old], new = redone["superseded"], redone["stages"]["1"]["privacy"]
     names = [r["noise"] for r in old["privacy"]["releases"] + new["releases"]]
     assert len(set(names)) == len(names) == 5
-    assert new["epsilon"] == epsilon(Counter({Mechanism(0.6, 2.0): 5}), 1e-5)
+    assert new["epsilon"] == epsilon(Counter({Mechanism(0.6, OF_ALL): 5}), 1e-5)
+
+
+def test_the_budget_has_all_planned_rounds_if_nobody_is_lost_before_the_last_one(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one less, here, if a site is: what is left would not hold another round without it."""
+    rounds = 6
+    budget = epsilon(planned(0.6, 2.0, rounds, math.sqrt(3 / 2)), 1e-5)
+    given = SETTINGS | {"dp_epsilon": budget, "num_rounds": 99, "evaluate_every": 99}
+    ends = {}
+    for lost in (0, 2, rounds):
+        with monkeypatch.context() as patch:
+            losing(patch, lambda round_, node, lost=lost: (round_, node) == (lost, 1001))
+            ends[lost] = run(3, run=f"lost-in-{lost}", **given)["stages"]["1"]["privacy"]
+    assert [end["rounds"] for end in ends.values()] == [rounds] * 3
+    assert [len(end["releases"]) for end in ends.values()] == [rounds, rounds - 1, rounds]
+    assert ends[0]["epsilon"] < budget
+    assert ends[rounds]["epsilon"] == budget
 
 
 @pytest.mark.usefixtures("one_secret")
-@pytest.mark.parametrize("budget", [0.0, 2.6])
+@pytest.mark.parametrize("budget", [0.0, 1.01 * epsilon(planned(0.6, 2.0, 2), 1e-5)])
 def test_a_repeated_round_that_comes_out_otherwise_is_charged_again(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float
 ) -> None:
@@ -172,5 +196,5 @@ def test_a_repeated_round_that_comes_out_otherwise_is_charged_again(
     first, *twice = privacy["releases"]
     assert [release["round"] for release in twice] == [2, 2]
     assert len({release["arrays"] for release in (first, *twice)}) == 3
-    spent = Counter({Mechanism(0.6, 2.0): 1, Mechanism(0.6, 2.0 / 2**0.5): 1})
+    spent = Counter({Mechanism(0.6, OF_ALL): 1, Mechanism(0.6, OF_ALL / 2**0.5): 1})
     assert privacy["epsilon"] == epsilon(spent, 1e-5)
