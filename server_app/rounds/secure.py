@@ -15,6 +15,7 @@ from server_app.nodes.presence import Presence
 from server_app.nodes.waiting import replies_to
 from server_app.privacy.shares import scale_of
 from server_app.record import report
+from server_app.record.schema import Drop
 from server_app.rounds.replies import Answers, readable, usable_replies
 from server_app.rounds.result import Exchange
 from server_app.rounds.strategy import StageStrategy
@@ -49,6 +50,7 @@ class SecureSums:
         self._grid, self._strategy, self._presence, self._send = grid, strategy, presence, send
         self._session = token_hex(16)
         self._keys: dict[str, _Key] = {}  # by name
+        self._keyless: dict[str, str] = {}  # why a node has given none, by name
         self._request: SecureRequest | None = None  # of the last use
         self._uses = 0
 
@@ -63,7 +65,8 @@ class SecureSums:
         request = self._next(round_, among)
         self._request = request
         if len(request.use.sites) < request.use.threshold:  # no site would take it
-            return Answers([], usable_replies(self._strategy.census, []).exchange).after(asked)
+            none = usable_replies(self._strategy.census, [])
+            return Answers([], self._explained(none.exchange)).after(asked)
         plain = self._strategy.configure_train(round_, record, ConfigRecord(), self._grid)
         replies, sent = self._send(
             [
@@ -77,7 +80,9 @@ class SecureSums:
             ]
         )
         answers = usable_replies(self._strategy.census, replies)
-        return answers.read(_masked_reader(request, length_of(arrays))).after(asked + sent)
+        masked = answers.read(_masked_reader(request, length_of(arrays)))
+        explained = replace(masked, exchange=self._explained(masked.exchange))
+        return explained.after(asked + sent)
 
     def open(self, arrays: Arrays, answers: Answers[Masked]) -> tuple[LocalUpdate, Exchange]:
         """The sum of these vectors as an update, and what it took to open it.
@@ -126,6 +131,7 @@ class SecureSums:
             if known.name not in self._keys
         ]
         if not requests:
+            self._keyless = {}
             return Exchange()
         awaited = {known.name for known in nodes.values()} - self._keys.keys()
         replies, sent = self._send(requests)
@@ -133,10 +139,19 @@ class SecureSums:
         ids = {known.name: node for node, known in nodes.items()}
         for known, key in answers.usable:
             self._keys[known.name] = _Key(ids[known.name], key)
-        for drop in answers.exchange.dropped:
-            if drop["node"] in awaited:
-                report.say(f"no key of {drop['node']}: {drop['reason']}")
+        dropped = {drop["node"]: drop["reason"] for drop in answers.exchange.dropped}
+        self._keyless = {name: f"no key: {dropped[name]}" for name in awaited & dropped.keys()}
+        for name in sorted(self._keyless):
+            report.say(f"{name}: {self._keyless[name]}")
         return Exchange(sent.bytes_down, answers.exchange.bytes_up)
+
+    def _explained(self, exchange: Exchange) -> Exchange:
+        """Who was not asked for a vector did not fail to answer: it has given no key."""
+        dropped = exchange.dropped
+        told: list[Drop] = [
+            {**d, "reason": self._keyless.get(d["node"], d["reason"])} for d in dropped
+        ]
+        return replace(exchange, dropped=told)
 
     def _read_key(self, content: messages.RecordDict, node: NodeReport) -> SignedKey:
         """A node's key. One that is not signed would have all others refuse the round."""

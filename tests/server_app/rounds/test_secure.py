@@ -188,7 +188,10 @@ def test_a_key_that_nobody_would_take_is_not_passed_on(
         return replace(key, public=bytes(32)) if self.name == "partition-3" else key
 
     monkeypatch.setattr(client_secure.SecureSite, "draw", draw)
-    assert _dropped(rounds(**SECURE).train()) == ["partition-3"]
+    result = rounds(**SECURE).train()
+    assert _dropped(result) == ["partition-3"]
+    assert "no key: " in result.exchange.dropped[0]["reason"]
+    assert "reply" not in result.exchange.dropped[0]["reason"]  # it was not asked for a vector
 
 
 def test_flowers_own_loop_opens_no_sum(rounds: Make) -> None:
