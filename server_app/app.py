@@ -18,7 +18,7 @@ from server_app.admission import (
 )
 from server_app.aggregation.optimizers import ServerOptimizer
 from server_app.nodes.census import Census, take_census
-from server_app.nodes.fitting import fit
+from server_app.nodes.fitting import by_data, fit
 from server_app.nodes.novelty import novelty_threshold
 from server_app.privacy.ledger import (
     can_go_on,
@@ -114,7 +114,7 @@ def _run_stage(
     given, settings = settings, fit(settings, stage, census)
     if line := report.by_data_line(stage.number, given, settings):
         report.say(line)
-    record["by_data"] = {"num_rounds": settings.num_rounds, "dropout": settings.dropout}
+    record["by_data"] = by_data(settings)
     # They may refuse: then nothing is saved.
     if (secure := secure_record(settings, record, len(census.nodes))) is not None:
         record["secure"] = secure

@@ -25,6 +25,8 @@ def by_data_line(stage: int, given: Settings, fitted: Settings) -> str:
         told.append(f"{fitted.num_rounds} rounds")
     if given.dropout < 0:
         told.append(f"dropout {fitted.dropout:g}")
+    if stage > 1 and not given.targets_per_user:
+        told.append(f"{fitted.targets_per_user} targets")
     return f"stage {stage}: {', '.join(told)}, by the data" if told else ""
 
 

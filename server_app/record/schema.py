@@ -194,6 +194,7 @@ class ByData(TypedDict):
 
     num_rounds: int
     dropout: float
+    targets_per_user: NotRequired[int]  # not in runs of before
 
 
 class StageRecord(TypedDict):

@@ -91,7 +91,7 @@ class Settings:
     modalities: Annotated[str, Setting(one_of(*MODALITY_CHOICES), "mixture")]
     initial_gate: Annotated[float, Setting(FINITE, "stage")]
     candidates: Annotated[int, Setting(at_least(0), "stage")]
-    targets_per_user: Annotated[int, Setting(at_least(1), "stage")]
+    targets_per_user: Annotated[int, Setting(at_least(0), "stage")]
     negatives: Annotated[int, Setting(at_least(1), "stage")]
     id_dropout: Annotated[float, Setting(number_in(0, 1), "stage")]
     content_dropout: Annotated[float, Setting(DROPOUT, "stage")]
@@ -143,7 +143,12 @@ class Settings:
         )
 
     def mixing(self, frozen_sha256: str, novelty: float) -> MixturePlan:
-        """What nodes are told of Stages 2 and 3, with the memory's threshold that was found."""
+        """What nodes are told of Stages 2 and 3, with the memory's threshold that was found.
+
+        ``ConfigError`` for settings whose targets are still left to the data.
+        """
+        if not self.targets_per_user:
+            raise ConfigError("a plan of open settings", got="targets-per-user=0")
         return MixturePlan(
             frozen_sha256=frozen_sha256,
             short_term=self.memory_short_term,

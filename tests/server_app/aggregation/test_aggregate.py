@@ -18,7 +18,9 @@ from tests.support.paths import ROOT
 
 ARRAYS = {"a": torch.tensor([1.0, 2.0, 3.0])}
 CONFIG = {"fraction-train": 0.9, "max-length": 20}
-SETTINGS = parse_settings(default_config(ROOT / "pyproject.toml") | CONFIG)
+SETTINGS = replace(
+    parse_settings(default_config(ROOT / "pyproject.toml") | CONFIG), targets_per_user=32
+)
 NODE = NodeReport("partition-0", 0, 3, 5, 50, 9, 0, "00", "cat", "", "{}", 0, 0, "app", 5)
 
 

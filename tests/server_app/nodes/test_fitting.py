@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from server_app.nodes.fitting import fitted
+from server_app.nodes.fitting import by_data, fitted
 from shared_model.errors import ConfigError
 from shared_model.protocol.config import parse_settings
 from shared_model.protocol.lengths import count_lengths, median_of, read_lengths
@@ -27,17 +27,26 @@ def test_short_histories_have_more_dropout() -> None:
         assert fitted(OPEN, STAGES[1], 50_000, parts).dropout == dropout
 
 
+def test_targets_follow_the_lengths() -> None:
+    for parts, found in (([SHORT], 32), ([LONG], 100), ([], 32)):
+        settings = fitted(OPEN, STAGES[2], 50_000, parts)
+        assert settings.targets_per_user == settings.mixing("", 0.3).targets == found
+
+
 def test_what_is_set_stays_and_nothing_else_changes() -> None:
-    given = dataclasses.replace(OPEN, num_rounds=7, dropout=0.0)
+    given = dataclasses.replace(OPEN, num_rounds=7, dropout=0.0, targets_per_user=3)
     assert fitted(given, STAGES[3], 10**6, [SHORT]) == given
     once = fitted(OPEN, STAGES[3], 10**6, [SHORT])
     assert fitted(once, STAGES[3], 10, []) == once
-    assert dataclasses.replace(once, num_rounds=0, dropout=OPEN.dropout) == OPEN
+    left_open = {field: getattr(OPEN, field) for field in by_data(OPEN)}
+    assert dataclasses.replace(once, **left_open) == OPEN  # type: ignore[arg-type]
 
 
 def test_nobody_trains_by_open_settings() -> None:
     with pytest.raises(ConfigError, match="open settings"):
         OPEN.round_plan(1, 1)
+    with pytest.raises(ConfigError, match="open settings"):
+        OPEN.mixing("", 0.3)
     assert fitted(OPEN, STAGES[1], 1, [SHORT]).round_plan(1, 1).dropout == 0.5
 
 

@@ -52,7 +52,7 @@ def test_whole_numbers_serve_as_floats() -> None:
         ("dropout", 1.0),
         ("modalities", "audio"),
         ("initial-gate", float("nan")),
-        ("targets-per-user", 0),
+        ("targets-per-user", -1),
         ("negatives", 0),
         ("id-dropout", 1.0),
         ("alignment-weight", -0.1),
