@@ -97,7 +97,7 @@ def rank_users(
         users = (batch, one.targets.cpu().numpy(), lengths)
         hidden = model(one.inputs, Dropout(), vectors=vectors)[:, -1]  # [B, D]
         if mixed is None:
-            scores = model.score(hidden).masked_fill(unscored, -torch.inf)  # [B, I+1]
+            scores = model.score(hidden).masked_fill_(unscored, -torch.inf)  # [B, I+1]
         else:
             scores, as_cold = mixed.scores(hidden, one.targets, batch, lengths)
             if "all" in cases:
