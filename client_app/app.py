@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from client_app.evaluation.evaluate import evaluate_users
 from client_app.node import Node, open_node
+from client_app.tables import held_table
 from client_app.training.clipping import covered
 from client_app.training.objective import participants
 from client_app.training.round_candidates import met_items
@@ -113,6 +114,7 @@ def _train(node: Node, content: RecordDict) -> RecordDict:
     mixing = messages.read_mixing(content)
     if not _frozen(node, model, mixing, content):
         return messages.ask_for_frozen(mixing.frozen_sha256)
+    model.forget()
     recall = node.recall(model)
     update = train_round(model, node.dataset, node.rows, plan, size, (mixing, recall))
     return _told(node, plan, update, request)
@@ -123,6 +125,7 @@ def _loaded(node: Node, stage: Stage, content: RecordDict) -> Recommender | None
     arrays = down(node.settings).decode(messages.read_arrays(content))
     version = messages.read_table(content)
     if version is None:
+        held_table.cache_clear()  # on its disk it stays
         model = node.model(stage)
         load_groups(model, arrays, stage.trained)
         return model

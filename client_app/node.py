@@ -114,22 +114,29 @@ class Node:
         return held_table(self.settings.home_folder)
 
     def load_frozen(self, model: Recommender, sha256: str, sent: Arrays | None) -> bool:
-        """Load a stage's frozen groups, those sent or those kept; ``False`` if there are none."""
+        """Load a stage's frozen groups, those sent or those kept; ``False`` if there are none.
+
+        A model that has them already, in a process that goes on, is left as it is.
+        """
+        if model.frozen_sha256 == sha256:
+            return True
         home = self.settings.home_folder
         if sent is not None:
             keep_frozen(home, sha256, sent)
         arrays = sent or read_frozen(home, sha256)
         if arrays is None:
             return False
+        model.frozen_sha256 = ""
         load_groups(model, arrays, model.stage.frozen)
+        model.frozen_sha256 = sha256
         return True
 
     def recall(self, model: Recommender) -> Recall:
         """The memories of this node's users under a loaded model."""
         recall = _recall(self.dataset, self.settings.modalities, torch_device(self.settings.device))
-        return recall.with_backbone(
-            arrays_sha256(read_groups(model, ("item_embedding", "backbone")))
-        )
+        backbone = arrays_sha256(read_groups(model, ("item_embedding", "backbone")))
+        trained = arrays_sha256(read_groups(model, model.stage.trained))
+        return recall.with_backbone(backbone, model.frozen_sha256 + trained)
 
     def novelty(self, total_users: int) -> Ints:
         """Histogram of the novelty that a sample of this node's users meets."""

@@ -73,11 +73,23 @@ class MappedFile:
 
     def rows(self, array: Halves, places: Ints) -> Halves:
         """Some rows [N] of a mapped array [I, F], read and not mapped: [N, F]."""
-        width = array.strides[0]
-        start = array.ctypes.data - np.frombuffer(self._map, np.uint8).ctypes.data
-        read = [os.pread(self._file.fileno(), width, start + width * p) for p in places.tolist()]
+        rows = np.empty((len(places), array.shape[1]), array.dtype)
+        for row, place in zip(rows, places.tolist(), strict=True):
+            self._fill(row, array, place)
         self._check()
-        return np.frombuffer(b"".join(read), array.dtype).reshape(len(places), -1)
+        return rows
+
+    def span(self, array: Halves, places: range) -> Halves:
+        """The same of rows that follow one another."""
+        rows = np.empty((len(places), array.shape[1]), array.dtype)
+        self._fill(rows, array, places.start)
+        self._check()
+        return rows
+
+    def _fill(self, rows: Halves, array: Halves, place: int) -> None:
+        """Read ``rows`` from the one at ``place`` on. That a file was cut, ``_check`` sees."""
+        start = array.ctypes.data - np.frombuffer(self._map, np.uint8).ctypes.data
+        os.preadv(self._file.fileno(), [rows.view(np.uint8).data], start + array.strides[0] * place)
 
     def looked_at(self, features: int) -> None:
         """After so many were.
@@ -139,20 +151,21 @@ class FeatureRows:
     def _read(self, names: Ints, rows: Tensor) -> None:
         """Put the rows of items [N] into ``rows`` [N, F]."""
         places = np.maximum(names, 1) - 1
-        stored = self._stored(places)
-        unknown = np.flatnonzero(self.norms[places] == 0)
-        self.norms[places[unknown]] = norms_of(stored[unknown])
-        rows.copy_(torch.from_numpy(stored))  # numpy takes ten times as long to widen them
+        rows.copy_(torch.from_numpy(self._stored(places)))  # numpy takes ten times as long
+        if not self.norms[places].all():
+            self.norms[places] = norms_of(rows)
         rows.div_(torch.from_numpy(self.norms[places])[:, None])
-        rows[torch.from_numpy(names == 0)] = 0
+        if not names.all():
+            rows[torch.from_numpy(names == 0)] = 0
 
     def _stored(self, places: Ints) -> Halves:
-        """Rows of the file [N, F]: from the mapping where they lie close, or else one by one, since
-        a page brings its neighbours."""
-        if int(places.max()) - int(places.min()) < _CLOSE * len(places):
-            found: Halves = self.stored[places]
-            self.file.looked_at(found.size)
-            return found
+        """Rows of the file [N, F]: at once where they lie close, or else one by one. They are read,
+        since the page of a mapping costs more, and brings its neighbours."""
+        first, last = int(places.min()), int(places.max())
+        if last - first < _CLOSE * len(places):
+            found = self.file.span(self.stored, range(first, last + 1))
+            following = len(found) == len(places) and bool((np.diff(places) == 1).all())
+            return found if following else found[places - first]
         distinct, back = np.unique(places, return_inverse=True)
         return self.file.rows(self.stored, distinct)[back]
 
@@ -184,19 +197,19 @@ def survey(stored: Halves, file: MappedFile) -> tuple[npt.NDArray[np.bool_], npt
 def unit_rows(rows: npt.NDArray[Any]) -> Floats:
     """Rows [I, F] divided by their norms; zero rows stay zero."""
     unit: Floats = rows.astype(np.float32)
-    unit /= norms_of(rows)[:, None]
+    unit /= norms_of(torch.from_numpy(unit))[:, None]
     return unit
 
 
-def norms_of(rows: npt.NDArray[Any]) -> Floats:
-    """Lengths of rows [I, F], 1 for a zero row: [I].
+def norms_of(rows: Tensor) -> Floats:
+    """Lengths of float32 rows [I, F], 1 for a zero row: [I].
 
-    From float16 the result is the same to the bit on any machine: squares are multiples of 2^-48,
-    so that their sum, which is around 1, is exact in float64 in any order.
+    Of what was float16 the result is the same to the bit on any machine: squares are multiples of
+    2^-48, so that their sum, which is around 1, is exact in float64 in any order.
     """
-    squares: npt.NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-    norms: Floats = np.sqrt(np.where(squares > 0, squares, 1)).astype(np.float32)
-    return norms
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).numpy()
+    lengths: Floats = np.where(norms > 0, norms, 1).astype(np.float32)
+    return lengths
 
 
 def side_by_side(visual: Floats, text: Floats) -> Floats:

@@ -107,7 +107,7 @@ def _uniform_negatives(seed: int, keys: np.ndarray, pool: Ints, excluded: np.nda
     ``keys`` [B], ``pool`` [P] item indices, ``excluded`` [B, I+1] bool. Draws by hash until every
     row has its items; rows with fewer than C choices are padded with 0.
     """
-    wanted = np.minimum(SAMPLED, len(pool) - excluded[:, pool].sum(1))
+    wanted = np.minimum(SAMPLED, np.count_nonzero(~excluded.take(pool, axis=1), axis=1))
     draws = 2 * SAMPLED
     while True:
         names = np.arange(draws, dtype=np.uint64) * STRIDE

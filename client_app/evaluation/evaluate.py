@@ -24,7 +24,8 @@ from shared_model.model.recommender import Recommender
 from shared_model.protocol.lengths import groups_by_length
 from shared_model.protocol.metrics import MetricSums, Ranks
 
-_BATCH, _MOST = 64, 1024
+_FEWEST, _BATCH, _MOST = 16, 64, 1024
+_CACHED = 2**21  # scores of a batch on a processor
 _CELLS = 2**27  # scores of a batch on a GPU at most
 
 
@@ -96,7 +97,7 @@ def rank_users(
         users = (batch, one.targets.cpu().numpy(), lengths)
         hidden = model(one.inputs, Dropout(), vectors=vectors)[:, -1]  # [B, D]
         if mixed is None:
-            scores = model.score(hidden).masked_fill(unscored, -torch.inf)  # [B, I+1]
+            scores = model.score(hidden).masked_fill_(unscored, -torch.inf)  # [B, I+1]
         else:
             scores, as_cold = mixed.scores(hidden, one.targets, batch, lengths)
             if "all" in cases:
@@ -110,7 +111,7 @@ def rank_users(
 def _batch_size(dataset: Dataset, device: torch.device) -> int:
     """Users scored at once: few for a processor's cache, many for a GPU, within its memory."""
     if device.type == "cpu":
-        return _BATCH
+        return max(_FEWEST, min(_BATCH, _CACHED // (dataset.num_items + 1)))
     return max(_BATCH, min(_MOST, _CELLS // (dataset.num_items + 1)))
 
 
@@ -137,7 +138,8 @@ class _Mixed:
         self.model, self.settings, self.recall = model, settings, recall
         device = model.item_embedding.weight.device
         content, cold = recall.content, on_device(recall.dataset.cold, device)
-        self.catalogue = model.catalogue(content.visual, content.text, cold)
+        features = content.visual, content.text
+        self.catalogue = model.catalogue(*features, cold, recall.model)
 
     def scores(
         self, hidden: Tensor, targets: Tensor, rows: Rows, lengths: Ints

@@ -65,11 +65,12 @@ class Recall:
     dataset: Dataset
     content: Content
     backbone: str = ""  # tells backbones apart, by a hash of their arrays; "" if there is only one
+    model: str = ""  # and models; "" if nothing tells them apart
     _kept: _Kept = field(default_factory=_Kept, repr=False)
 
-    def with_backbone(self, backbone: str) -> "Recall":
-        """The same users' memories under a model with this backbone; what is kept is shared."""
-        return replace(self, backbone=backbone)
+    def with_backbone(self, backbone: str, model: str = "") -> "Recall":
+        """The same users' memories under this model, by its hashes; what is kept is shared."""
+        return replace(self, backbone=backbone, model=model)
 
     def settings(self, plan: MixturePlan) -> MemorySettings:
         """A plan's memory."""

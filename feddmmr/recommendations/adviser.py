@@ -135,8 +135,9 @@ class Adviser:
         held[memory.names[0][memory.held[0, 0]]] = True
         scores, said = catalogue.say(state, held)
         by_content = self._by_content(state, catalogue)
-        familiar, weights = catalogue.extent.familiar * held, catalogue.weights
-        shares, attended = shares_of(self.model.mix(), said, weights, by_content, familiar)
+        mixture, weights = self.model.mix(), catalogue.weights
+        familiar = mixture.gate * mixture.fusion.familiar(held & ~catalogue.cold)
+        shares, attended = shares_of(mixture, said, weights, by_content, familiar)
         return Scored(self._possible(scores[None])[0], shares, weights, attended)
 
     def _by_content(self, state: Tensor, catalogue: Shortlist) -> Tensor:

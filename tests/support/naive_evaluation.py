@@ -51,7 +51,9 @@ class TableModel(nn.Module):
     def score(self, hidden: Tensor) -> Tensor:
         return self.table[hidden[:, 0]]
 
-    def catalogue(self, visual: Tensor, text: Tensor, cold: Tensor) -> "TableCatalogue":
+    def catalogue(
+        self, visual: Tensor, text: Tensor, cold: Tensor, named: str = ""
+    ) -> "TableCatalogue":
         for features in (visual, text, self.item_embedding.weight):
             assert torch.equal(features[:, 0], torch.arange(ITEMS + 1.0))
         return TableCatalogue(self, cold)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from shared_model.model.fusion import unsummed
 from shared_model.model.matmul import product, rounded
 from shared_model.model.mixture import Mixture
+from shared_model.model.router import there
 
 _CELLS = 2**19  # numbers of one user and some candidates at once: what a processor's cache holds
 _GRAIN = 256  # candidates are padded to a multiple: oneDNN compiles and keeps what a shape needs
@@ -87,7 +88,7 @@ def remembered_texts(mixture: Mixture, names: Tensor, texts: Tensor) -> Remember
 
 def _having(names: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """Without the items that lack the modality."""
-    present = features.any(-1)
+    present = there(features)
     return names[present], features[present]
 
 

@@ -58,8 +58,7 @@ class Shortlist:
         self.sides = sides_of(self._remembered(some))
         parts = torch.split(self.vectors, _PROJECTED)
         along = torch.cat([extents_of(part, self.sides) for part in parts])
-        familiar = mixture.gate * mixture.fusion.familiar(~cold)
-        self.extent = Extent(self.vectors, along, self.weights.any(1), familiar)
+        self.extent = Extent.of(self.vectors, along, self.weights)
 
     def around(self, sequence: Tensor, held: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of all items for B users [B, I], of states ``sequence`` [B, D], memories ``held``

@@ -65,11 +65,14 @@ def test_a_user_alone_may_remember_nothing_or_what_lacks_a_modality(user: int) -
     torch.testing.assert_close(scores[0, TARGETS[one]], expected[0, TARGETS[one]])
 
 
+@pytest.mark.parametrize("scale", [2.0, 0.4, 0.2])
 @pytest.mark.parametrize("few", [True, False])
 @torch.no_grad()
-def test_no_score_leaves_its_bounds(few: bool) -> None:
-    """Where attention is all on one item, and users have few, scores come close to them."""
-    mixture, items, memory = random_mixture(True, 2.0), everything(), held()
+def test_no_score_leaves_its_bounds(few: bool, scale: float) -> None:
+    """Where attention is all on one item, and users have few, scores come close to them; or where
+    texts mean nearly the same to a candidate, and the values differ by much more."""
+    mixture, items, memory = random_mixture(True, scale), everything(), held()
+    mixture.fusion.output.weight.div_(scale)
     if few:
         memory = torch.rand(60, ITEMS).argsort(1) < torch.arange(1, 4).repeat(20)[:, None]
         memory[:, 0] = False
@@ -82,6 +85,7 @@ def test_no_score_leaves_its_bounds(few: bool) -> None:
         assert (low <= expected[:, part]).all()
         assert (expected[:, part] <= high).all()
     low, high = found.of(slice(0, ITEMS))
+    assert torch.equal(low.isinf(), memory)  # what is held is worked out
     nothing = memory.sum(1) == 0  # their scores are known
     assert ((high - low)[nothing] <= 1e-3 * whole.vectors.norm(dim=1)).all()
 
