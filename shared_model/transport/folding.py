@@ -10,16 +10,14 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from shared_model.errors import NodeError
 
-MOST = 16 * 2**20  # bytes; larger content goes as it is, since Flower moves it in pieces of 5 MB
+MOST = 4 * 2**20  # bytes; Flower copies a record for each hash of it, and arrays in pieces of 5 MB
 _ONE = "folded"  # the name of the only record, and of what it has
 
 
 def fold(content: RecordDict) -> RecordDict:
     """The same content in one record, unless it is large."""
-    if (
-        sum(len(a.data) for record in content.array_records.values() for a in record.values())
-        > MOST
-    ):
+    arrays = [array for record in content.array_records.values() for array in record.values()]
+    if sum(len(array.data) for array in arrays) > MOST:
         return content
     return RecordDict(
         {_ONE: ConfigRecord({_ONE: recorddict_to_proto(content).SerializeToString()})}
