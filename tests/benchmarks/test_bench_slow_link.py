@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.slow_link import DELAY, MBIT, Link
+from benchmarks.sites.slow_link import DELAY, MBIT, Link
 
 DATA = bytes(range(256)) * 2000  # 512 kB: 0.2 s of the link
 

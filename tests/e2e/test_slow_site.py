@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.slow_link import ROOT, SITES, SLOW, OneSlowSite, settings, sites, trained
+from benchmarks.sites.slow_link import ROOT, SITES, SLOW, OneSlowSite, settings, sites, trained
 from feddmmr.launch.federation import eventually
 
 pytestmark = [

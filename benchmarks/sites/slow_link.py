@@ -1,6 +1,6 @@
 """A slow site: one of three sites behind a link of 20 Mbit/s, 80 ms and 1% loss, and without it.
 
-    uv run python -m benchmarks.slow_link --out slow_link.json
+    uv run python -m benchmarks.sites.slow_link --out slow_link.json
 
 The link is a proxy between that site and the SuperLink, through which TLS passes as it is. It sees
 no packets: a lost one is a pause of its connection for one more round trip, as TCP repairs it, and
@@ -29,7 +29,7 @@ from feddmmr.launch.federation import Federation
 from feddmmr.launch.federation_command import node_configs
 from feddmmr.launch.flwr_cli import COMPLETED, RunError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SITES, SLOW = 3, 2  # how many, and which of them is behind the link
 MBIT, DELAY, LOSS = 20.0, 0.08, 0.01  # Mbit/s and seconds in each direction, share of the segments
 _SEGMENT, _READ, _QUEUED = 1448, 1 << 14, 64  # bytes, bytes, reads in flight of one connection
