@@ -22,6 +22,7 @@ from shared_model.protocol.plan import LocalUpdate, MixturePlan, RoundPlan
 from shared_model.protocol.secure_messages import SecureRequest
 from shared_model.protocol.wire import down, up
 from shared_model.stages import TABLE, Stage, group_of, stage_of
+from shared_model.transport.folding import fold, is_folded, unfold
 from shared_model.transport.packing import is_packed, pack, unpack
 
 app = ClientApp()
@@ -199,12 +200,14 @@ def _answer(
 ) -> Message:
     """Run a handler. An error of our own tree travels as one line, not as a Ray traceback.
 
-    A request whose arrays came packed is answered so.
+    A request that came packed or folded is answered so.
     """
     given = message.content
     try:
         node = open_node(context.node_config, context.run_config)
-        content = act(node, unpack(given))
+        content = act(node, unpack(unfold(given)))
     except FedDMMRError as error:
         content = messages.error_content(str(error))
-    return Message(pack(content) if is_packed(given) else content, reply_to=message)
+    if is_folded(given) or is_packed(given):
+        content = pack(content)
+    return Message(fold(content) if is_folded(given) else content, reply_to=message)

@@ -3,11 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from client_app.data.content import content_dims, open_content
@@ -28,7 +27,7 @@ from client_app.memory.on_device import recall_of
 from client_app.secure import Promise, SecureSite, identity_files, session_path
 from client_app.tables import HeldTable, held_table
 from client_app.training.clipping import with_noise
-from shared_model.device import torch_device
+from shared_model.device import take_device, torch_device
 from shared_model.errors import ConfigError, NodeError
 from shared_model.fingerprint import app_sha256, arrays_sha256
 from shared_model.memory.memory import Ints, MemorySettings
@@ -45,6 +44,7 @@ from shared_model.protocol.gaussian import keep_secret
 from shared_model.protocol.lengths import count_lengths
 from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.plan import EvaluationPlan, LocalUpdate, RoundPlan
+from shared_model.protocol.rules import DEVICE
 from shared_model.stages import Stage
 
 _FEATURE_FACTS = ("visual_dim", "text_dim", "visual_coverage", "text_coverage", "encoders")
@@ -197,11 +197,11 @@ def open_node(node_config: Mapping[str, Value], run_config: Mapping[str, Value])
 
 @lru_cache(maxsize=4)
 def _open(node_config: Pairs, run_config: Pairs) -> Node:
-    settings = parse_settings(dict(run_config))
+    settings = _on_own_device(parse_settings(dict(run_config)), dict(node_config))
     placement = _placement(dict(node_config), settings)
     dataset = _open_folder(placement.folder)
     partition, of = max(placement.partition, 0), placement.num_partitions
-    _check_device(torch_device(settings.device))
+    take_device(torch_device(settings.device), placement.name)
     _check_pin(dict(node_config).get("features-sha256"), dataset, placement)
     return Node(settings, placement, dataset, partition_rows(dataset, partition, of))
 
@@ -221,14 +221,14 @@ def _recall(dataset: Dataset, modalities: str, device: str) -> Recall:
     return recall_of(dataset, open_content(dataset, modalities, device))
 
 
-def _check_device(device: str) -> None:
-    if device.startswith("cuda") and not torch.cuda.is_available():
+def _on_own_device(settings: Settings, node_config: Mapping[str, Value]) -> Settings:
+    """The settings with the device of the node's owner, who knows its machine, if it has one."""
+    own = node_config.get("device", settings.device)
+    if not isinstance(own, str) or not DEVICE.holds(own):
         raise ConfigError(
-            "no GPU on this node",
-            where="run-config key 'device'",
-            got=device,
-            todo="use device='cpu', or give the node a GPU (client-resources-num-gpus)",
+            "no device", where="node-config key 'device'", expected=DEVICE.expected, got=repr(own)
         )
+    return replace(settings, device=own)
 
 
 def _check_pin(pinned: Value | None, dataset: Dataset, placement: Placement) -> None:

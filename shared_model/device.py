@@ -9,12 +9,30 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shared_model.errors import ConfigError
+
 
 def torch_device(setting: str) -> str:
     """The setting ``device`` by torch's name; "auto" is the first GPU that this process sees."""
     if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return setting
+
+
+def take_device(device: str, node: str) -> None:
+    """Make a GPU that was chosen by number this process's own; ``ConfigError`` if it has none."""
+    if not device.startswith("cuda"):
+        return
+    number, there = torch.device(device).index or 0, torch.cuda.device_count()
+    if number >= there:
+        raise ConfigError(
+            "no such GPU on this node",
+            where=f"{node}, key 'device' of its node config or of the run config",
+            expected=f"cuda:0 to cuda:{there - 1}" if there else "cpu: it has none",
+            got=device,
+            todo="use device='cpu', or give the node a GPU (client-resources-num-gpus)",
+        )
+    torch.cuda.set_device(number)  # or what names no device would take memory of the first one
 
 
 def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:

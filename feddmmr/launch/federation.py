@@ -6,6 +6,7 @@ a machine of its own. By FLWR_HOME all that a program started is found and ended
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -97,7 +98,7 @@ class Federation:
 
     def finished(self, run_id: str) -> bool:
         """Whether the run is over, by the log: a `flwr list` takes seconds of a core."""
-        return f"of run {run_id}" in self.log("superlink").partition("Finished task ")[2]
+        return re.search(rf"Finished task \S+ of run {run_id}\b", self.log("superlink")) is not None
 
     def wait(self, run_id: str, seconds: float = 600.0) -> Outcome:
         """How the run ended."""

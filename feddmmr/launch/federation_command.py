@@ -11,6 +11,7 @@ import typer
 from feddmmr.launch.access import secured
 from feddmmr.launch.federation import CONNECTION, ENDINGS, Federation
 from shared_model.errors import ConfigError
+from shared_model.protocol.rules import DEVICE
 
 
 def federation(
@@ -23,12 +24,15 @@ def federation(
         typer.Option(help="Folder made by docker/keys.sh: TLS, keys, secrets. Without: plain."),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the SuperLink.")] = 8000,
+    devices: Annotated[
+        str, typer.Option(help="A device for each node: cuda:0,cuda:1,... Without: the run's.")
+    ] = "",
 ) -> None:
     """Start a SuperLink and a SuperNode for each dataset folder, and keep them until Ctrl-C."""
     if not Path("/proc/self/environ").exists():
         raise ConfigError("it finds its processes by /proc", expected="Linux", todo="use Docker")
     _refuse_missing(data)
-    nodes = [f'data-dir="{part.absolute()}" name="node-{i}"' for i, part in enumerate(data)]
+    nodes = node_configs(data, devices)
     access = secured(keys) if keys else None
     for end in ENDINGS:
         signal.signal(end, signal.default_int_handler)
@@ -40,6 +44,22 @@ def federation(
             running.watch()
     except KeyboardInterrupt:
         print("ended")
+
+
+def node_configs(data: list[Path], devices: str = "") -> list[str]:
+    """What each node is told: where its data is, its name and, if any are given, its device."""
+    nodes = [f'data-dir="{part.absolute()}" name="node-{i}"' for i, part in enumerate(data)]
+    if not devices:
+        return nodes
+    named = devices.split(",")
+    if len(named) != len(nodes) or not all(map(DEVICE.holds, named)):
+        raise ConfigError(
+            "not a device for each node",
+            where="--devices",
+            expected=f"{len(nodes)} with commas between them, each {DEVICE.expected}",
+            got=devices,
+        )
+    return [f'{node} device="{device}"' for node, device in zip(nodes, named, strict=True)]
 
 
 def _how_to_run(federation: Federation) -> str:

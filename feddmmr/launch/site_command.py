@@ -9,7 +9,12 @@ FLOWERS_OWN = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def site(context: typer.Context) -> None:
-    """A node's ClientApps in one resident worker; options: flower-superexec --help."""
+    """A node's ClientApps in one resident worker; options: flower-superexec --help.
+
+    With --check alone: exit code 0 if the site of this FLWR_HOME hears of its SuperNode.
+    """
+    if context.args == ["--check"]:
+        _become("feddmmr.site.health", [])
     _become("feddmmr.site", context.args)
 
 

@@ -16,7 +16,7 @@ POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"  # Flower's: seconds between two look
 
 def main() -> None:
     """Wait for tasks and run them, until a signal ends it."""
-    os.environ.setdefault(POLL, "0.2")
+    os.environ.setdefault(POLL, "0.1")
     # Flower has executors, but no option that names one of somebody else's.
     run_superexec.get_executor = lambda *_, **__: ResidentExecutor()  # type: ignore[attr-defined]
     flower_superexec()

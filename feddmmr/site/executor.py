@@ -6,6 +6,7 @@ from flwr.supercore import log
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 
+from .health import Alive
 from .task import Task
 from .worker import Keeper
 
@@ -15,6 +16,8 @@ class ResidentExecutor:
 
     def __init__(self) -> None:
         self._keeper = Keeper(lambda line: log(INFO, line))
+        self._alive = Alive()
+        self._asked = False  # the SuperNode, for a task
 
     def get_eligible_capacity(
         self,
@@ -23,7 +26,8 @@ class ResidentExecutor:
         insecure: bool = False,
         root_certificates_path: str | None = None,
     ) -> tuple[set[TaskType], set[str]]:
-        """ClientApps alone: this is a site, no server."""
+        """ClientApps alone: this is a site, no server. What is asked for next."""
+        self._asked = True
         return supported_task_types & {TaskType.CLIENT_APP}, set()
 
     def wait_for_capacity(
@@ -40,11 +44,13 @@ class ResidentExecutor:
         """Run a task; what goes wrong in it is its answer."""
         if spec.runtime_dependency_install:
             return LaunchResult.failed("a resident worker installs nothing: use flower-superexec")
-        Task(spec, self._keeper).run()
+        Task(spec, self._keeper, self._alive.heard).run()
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
-        """Nothing to maintain between tasks."""
+        """Between two looks for a task: the one before was answered, or this would not come."""
+        if self._asked:
+            self._alive.heard()
 
     def close(self) -> None:
         """End the worker."""

@@ -1,4 +1,8 @@
-"""`flower-supernode`, with its options: it looks for messages twice a second, not every 3 s."""
+"""`flower-supernode`, with its options: it looks for messages 2 to 5 times a second, not every 3 s.
+
+It waits in turns: for a message of the SuperLink, then for its ClientApp's answer, which lies in
+its own memory. Each wait begins with short pauses, that grow with it.
+"""
 
 import sys
 import time
@@ -7,13 +11,33 @@ from types import SimpleNamespace
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 
-SECONDS = 0.5  # between two looks of an idle node: one small request to the SuperLink each
+FLOWERS = 3.0  # seconds that Flower waits between two looks for a message; for an answer, 0.5
+SHORTEST = {True: 0.2, False: 0.02}  # seconds, for a message and for an answer
+LONGEST = 0.5
+LATE = 0.15  # of the time waited so far
+
+
+class Pauses:
+    """The ``sleep`` of a SuperNode: Flower has no option for how often it looks."""
+
+    def __init__(self) -> None:
+        self._message: bool | None = None  # what is waited for
+        self._since = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        """Instead of ``time.sleep``: no longer than Flower would."""
+        time.sleep(min(seconds, self.pause(seconds >= FLOWERS, time.monotonic())))
+
+    def pause(self, message: bool, now: float) -> float:
+        """Seconds until the next look for a message, or for an answer."""
+        if message != self._message:
+            self._message, self._since = message, now
+        return min(max(LATE * (now - self._since), SHORTEST[message]), LONGEST)
 
 
 def main() -> None:
     """Run the SuperNode until a signal ends it."""
-    # Flower waits 3 s between two looks, and has no option for it: most of a short round.
-    waiting = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, SECONDS)))
+    waiting = SimpleNamespace(sleep=Pauses().sleep)
     start_client_internal.time = waiting  # type: ignore[assignment, attr-defined]
     flower_supernode()
 

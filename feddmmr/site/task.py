@@ -4,6 +4,7 @@ What `flwr-clientapp` does (flwr.supernode.runtime.run_clientapp), by the same f
 they are not public, which is why pyproject.toml names one version.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Error, Message
@@ -38,8 +39,9 @@ _Input = tuple[Message, Context, Run, Fab]
 class Task:
     """A ClientApp task, by its token."""
 
-    def __init__(self, spec: ExecutionSpec, keeper: Keeper) -> None:
-        self._keeper = keeper
+    def __init__(self, spec: ExecutionSpec, keeper: Keeper, heard: Callable[[], None]) -> None:
+        """``heard``: what to do whenever the SuperNode answered."""
+        self._keeper, self._heard = keeper, heard
         self._client = RuntimeHttpClient.from_server_address(
             server_address=spec.runtime_api_address,
             insecure=spec.insecure,
@@ -76,9 +78,10 @@ class Task:
         """The worker's reply, or the error that stands for it."""
         message, context, run, fab = given
         try:
-            install_from_fab(fab.content, skip_prompt=True)
-            folder = get_project_dir(run.fab_id, run.fab_version, fab.hash_str)
-            bundle = Bundle(Path(folder), run.fab_id, run.fab_version, fab.hash_str)
+            folder = Path(get_project_dir(run.fab_id, run.fab_version, fab.hash_str))
+            bundle = Bundle(folder, run.fab_id, run.fab_version, fab.hash_str)
+            if not (self._keeper.has(bundle) and folder.is_dir()):  # unpacking takes 0.1 s
+                install_from_fab(fab.content, skip_prompt=True)
             protos = (message_to_proto(message), context_to_proto(context))
             frames = [
                 *(proto.SerializeToString() for proto in protos),
@@ -101,6 +104,7 @@ class Task:
             alive = self._client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
         except Exception:  # noqa: BLE001 (Flower tries again, as long as the task lasts)
             return False
+        self._heard()
         if not alive:
             self._keeper.stop("its run was stopped")
         return True

@@ -104,6 +104,10 @@ class Keeper:
         self.say = say
         self._worker: Worker | None = None
 
+    def has(self, bundle: Bundle) -> bool:
+        """Whether the worker is of that code, so that it was installed and checked."""
+        return self._worker is not None and self._worker.bundle == bundle
+
     def ask(self, bundle: Bundle, frames: Sequence[bytes], seconds: float) -> tuple[bytes, bytes]:
         """The worker's answer; a worker that died meanwhile is replaced and asked once more."""
         worker = self._for(bundle)

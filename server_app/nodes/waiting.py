@@ -7,6 +7,9 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.superlink.grid.http_grid import HttpGrid
 
+from shared_model.errors import NodeError
+from shared_model.protocol.messages import error_content
+from shared_model.transport.folding import fold, unfold
 from shared_model.transport.packing import pack
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two looks
@@ -17,7 +20,7 @@ def replies_to(grid: Grid, requests: Sequence[Message], timeout: float) -> list[
     """Send requests; the replies once all are there, or those of ``timeout`` seconds.
 
     In a deployment Flower's own ``send_and_receive`` looks every 3 s, however short a round is, and
-    each array costs the SuperLink requests of its own: there they travel packed.
+    each array and record costs the SuperLink requests of its own: there they travel as one.
     """
     if not isinstance(grid, HttpGrid):
         return list(grid.send_and_receive(requests, timeout=timeout))
@@ -28,7 +31,7 @@ def replies_to(grid: Grid, requests: Sequence[Message], timeout: float) -> list[
     replies: list[Message] = []
     while missing and time.monotonic() < deadline:
         came = list(grid.pull_messages(missing))
-        replies += came
+        replies += [_opened(reply) for reply in came]
         missing -= {reply.metadata.reply_to_message_id for reply in came}
         if missing:
             late = _LATE * (time.monotonic() - start)
@@ -37,9 +40,19 @@ def replies_to(grid: Grid, requests: Sequence[Message], timeout: float) -> list[
 
 
 def _packed(request: Message, known: dict[int, ArrayRecord]) -> Message:
-    """The same request with its arrays packed."""
+    """The same request with its arrays packed and its records folded."""
     told = request.metadata
-    content = pack(request.content, known)
+    content = fold(pack(request.content, known))
     return Message(
         content, told.dst_node_id, told.message_type, ttl=told.ttl, group_id=told.group_id
     )
+
+
+def _opened(reply: Message) -> Message:
+    """The reply with its records; with the error of those that cannot be read."""
+    if reply.has_content():
+        try:
+            reply.content = unfold(reply.content)
+        except NodeError as error:
+            reply.content = error_content(str(error))
+    return reply

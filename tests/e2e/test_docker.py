@@ -66,7 +66,10 @@ def test_nothing_runs_as_root_and_only_the_superlink_is_published(name: str) -> 
         assert service["cap_drop"] == ["ALL"]
         assert service["init"]
         assert not service.get("privileged")
-        assert "HEALTH_URL" in service.get("environment", {}) or service["build"]["target"] != "app"
+        own = "feddmmr_site.health" in service.get("healthcheck", {}).get("test", [])
+        asks = "HEALTH_URL" in service.get("environment", {}) or service["build"]["target"] != "app"
+        assert own != asks
+        assert own == ("feddmmr_site" in service.get("entrypoint", []))
     assert [name for name, service in services.items() if service.get("ports")] == ["superlink"]
     assert "127.0.0.1" in str(services["superlink"]["ports"])
 

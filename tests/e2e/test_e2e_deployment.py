@@ -18,6 +18,7 @@ from client_app.data.dataset import open_dataset
 from feddmmr.data.importers import split_dataset
 from feddmmr.launch.access import secured
 from feddmmr.launch.federation import Federation, eventually, free_ports
+from feddmmr.launch.federation_command import node_configs
 from shared_model.stages import names_of, stage_of
 from tests.support.deployed import DEPLOYED, RUN, TRAINED, check_models
 from tests.support.paths import ROOT
@@ -43,8 +44,9 @@ heartbeat.HEARTBEAT_DEFAULT_INTERVAL = fleet_http_connection.HEARTBEAT_DEFAULT_I
 start_client_internal.time = SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, 1)))
 cli.flower_supernode()
 """
-GIVEN: dict[str, Any] = TRAINED | DEPLOYED | {"home": "~/feddmmr"}
-
+# No GPU is needed: the nodes have devices of their own, as `federation --devices cpu,cpu` says.
+GIVEN: dict[str, Any] = TRAINED | DEPLOYED | {"home": "~/feddmmr", "device": "cuda"}
+DEVICES = "cpu,cpu"
 
 RECEIVED = "Receiving: "  # what a SuperNode prints of each message
 USERS = [f"somebody-{number:02d}-whom-nobody-knows" for number in range(24)]
@@ -93,7 +95,7 @@ def federation(tmp_path: Path, keys: tuple[Path, Path]) -> Iterator[Closed]:
     """Not yet started, with `dataset` in three parts, and a proxy before the SuperLink."""
     dataset, parts = write_mixed(tmp_path / "dataset", USERS.__getitem__), tmp_path / "parts"
     split_dataset(dataset, parts, NODES)
-    nodes = [f'data-dir="{parts}/part-{i}" name="site-{i}"' for i in range(NODES)]
+    nodes = node_configs([parts / f"part-{i}" for i in range(NODES)], DEVICES)
     closed = Closed(tmp_path / "federation", nodes, secured(keys[0]))
     proxy = RecordingProxy(closed.address, keys[0])
     closed.nodes_reach, closed.proxy = proxy.address, proxy
@@ -117,7 +119,7 @@ def test_all_stages_with_tls_and_keys_equal_the_simulation(
         deceived = federation.stranger("deceived", theirs / "ca.crt", ours / "node-1" / "key")
         thief = federation.thief(ours / "ca.crt", theirs / "superlink" / "superexec-secret")
         # A node with a key is refused as long as the SuperLink believes that it is still there.
-        eventually(lambda: "waiting for site-1" in federation.log("user"), 300)
+        eventually(lambda: "waiting for node-1" in federation.log("user"), 300)
         federation.restart(1)
         second, third = (federation.begins(stage, run_id) for stage in ("2", "3"))
         outcome = federation.wait(run_id, 2400)
@@ -142,8 +144,8 @@ def test_all_stages_with_tls_and_keys_equal_the_simulation(
 def check_the_killed_node(rounds: list[dict[str, Any]]) -> None:
     """The round in which it died waited for it, and lost nothing of what its users teach."""
     before, after = rounds
-    assert after["left"] == after["joined"] == ["site-1"]
-    assert [drop["node"] for drop in after["dropped"]] == ["site-1"]
+    assert after["left"] == after["joined"] == ["node-1"]
+    assert [drop["node"] for drop in after["dropped"]] == ["node-1"]
     assert before["dropped"] == []
     assert not {"left", "joined"} & before.keys()
     assert [entry["nodes"] for entry in rounds] == [NODES, NODES]

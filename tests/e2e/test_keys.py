@@ -119,6 +119,15 @@ def test_a_program_that_ends_by_itself_is_named(tmp_path: Path) -> None:
         running.watch()
 
 
+def test_a_run_is_over_when_its_own_task_is(tmp_path: Path) -> None:
+    running = Federation(tmp_path, [])
+    (tmp_path / "superlink").mkdir()
+    (tmp_path / "superlink/log").write_text(
+        "Started task 1 of run 11\nFinished task 1 of run 11\nStarted task 2 of run 22\n"
+    )
+    assert [running.finished(run) for run in ("11", "22", "1")] == [True, False, False]
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes by /proc")
 def test_a_node_ends_with_all_that_it_started(tmp_path: Path) -> None:
     running = Federation(tmp_path, [])

@@ -59,12 +59,18 @@ def test_it_runs_what_compose_runs(
     assert container.get("command") == service.get("entrypoint")
     image = service["image"].partition(":")[0]
     assert container["image"].partition(":")[0] == image
-    told = {one["name"]: one["value"] for one in container["env"]}
+    told = {one["name"]: one["value"] for one in container.get("env", [])}
     ports = {"superlink": 8000, "supernode-0": 9094}
     if name in ports:
         assert container["ports"] == [{"containerPort": ports[name]}]
         assert everything["Service", name]["spec"]["ports"] == [{"port": ports[name]}]
-    assert told == service.get("environment", {"HEALTH_URL": "http://127.0.0.1:9094/health"})
+    probe = container["readinessProbe"]["exec"]["command"]
+    if "healthcheck" in service:  # a site's own
+        assert service["healthcheck"]["test"] == ["CMD", *probe]
+        assert container["livenessProbe"]["exec"]["command"] == probe
+        assert told == {}
+    else:
+        assert told == service.get("environment", {"HEALTH_URL": "http://127.0.0.1:9094/health"})
 
 
 @pytest.mark.parametrize("name", SERVICES)
