@@ -101,8 +101,9 @@ class Recall:
     def foresee(
         self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings
     ) -> None:
-        """That users will be asked for, by what they remember of ``counts`` [B] interactions: of
-        use where many at once cost no more than a few, so not on a processor."""
+        """Decide now about ``counts`` [B] interactions of all users that will be asked for: many
+        at once cost less than batch by batch."""
+        self._learn(self._kept.of(self.backbone, settings), model, rows, counts, settings)
 
     def held(
         self, model: Recommender, rows: Rows, counts: Ints, settings: MemorySettings

@@ -18,6 +18,7 @@ from shared_model.model.sasrec import PAD
 
 # Always that many windows at once: the same product, to the bit, whoever is beside a user.
 _WINDOWS = {"cpu": 32, "cuda": 512}
+_CHUNK = 8  # of them whose logits are alive at once: these stay in a processor's cache
 _CELLS = 2**28  # logits at once on a GPU: fewer windows where the catalogue is large
 
 
@@ -61,15 +62,19 @@ def judged(
 def _window_losses(model: Recommender, dataset: Dataset, items: Ints, size: int) -> Tensor:
     """Losses of the last ``size`` items of each window [W, width + 1]: float32 [W, size]."""
     table = model.item_embedding.weight
-    warm = on_device(dataset.warm, table.device)
+    absent = on_device(np.flatnonzero(~dataset.warm), table.device)
     at_once = _at_once(table, size)
     windows = on_device(items.astype(np.int64), table.device)
     losses = torch.empty((len(items), size), device=table.device)
     for start in range(0, len(items), at_once):
         part = windows[start : start + at_once]
         window = functional.pad(part, (0, 0, 0, at_once - len(part)))
-        hidden = model(window[:, :-1], Dropout(), vectors=table)[:, -size:]
-        loss = _loss(hidden, table, warm, window[:, -size:], window[:, -size - 1 : -1] != PAD)
+        inputs = window[:, :-1]
+        embedded = functional.embedding(inputs, table, PAD)
+        judged_at = torch.arange(inputs.shape[1] - size, inputs.shape[1], device=table.device)
+        columns = judged_at.expand(at_once, -1)
+        hidden = model.backbone.some(embedded, inputs != PAD, Dropout(), columns)
+        loss = _loss(hidden, table, absent, window[:, -size:], window[:, -size - 1 : -1] != PAD)
         losses[start : start + at_once] = loss[: len(part)]
     return losses
 
@@ -80,9 +85,19 @@ def _at_once(table: Tensor, size: int) -> int:
     return most if table.device.type == "cpu" else max(1, min(most, _CELLS // (size * len(table))))
 
 
-def _loss(hidden: Tensor, table: Tensor, warm: Tensor, targets: Tensor, known: Tensor) -> Tensor:
-    """Cross-entropy over the warm items; log of their number where nothing came before. [W, S]."""
-    # One product, not one a window with the table copied for each.
-    logits = product(hidden.flatten(0, 1), table).masked_fill_(~warm, -torch.inf)  # [W * S, I+1]
-    loss = functional.cross_entropy(logits, targets.flatten(), ignore_index=PAD, reduction="none")
-    return torch.where(known, loss.view_as(targets), warm.sum().log())
+def _loss(hidden: Tensor, table: Tensor, absent: Tensor, targets: Tensor, known: Tensor) -> Tensor:
+    """Cross-entropy over all but ``absent`` items; log of their number where nothing came before.
+    [W, S]."""
+    at_once = _CHUNK if table.device.type == "cpu" else len(hidden)
+    parts = []
+    for start in range(0, len(hidden), at_once):
+        states, wanted = (x[start : start + at_once] for x in (hidden, targets))
+        # One product, not one a window with the table copied for each.
+        logits = product(states.flatten(0, 1), table)  # [R, I+1]
+        logits.index_fill_(1, absent, -torch.inf)
+        own = logits.gather(1, wanted.flatten()[:, None])
+        high = logits.amax(1, keepdim=True)
+        total = logits.sub_(high).exp_().sum(1, keepdim=True)
+        parts.append(total.log_() + high - own)
+    loss = torch.cat(parts).view_as(targets)
+    return torch.where(known, loss, float(np.log(len(table) - len(absent))))

@@ -7,12 +7,14 @@ size.
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from client_app.data.content import Content
 from shared_model.model.dropout import Dropout
-from shared_model.model.mixture import Candidates, Memories, Scores
+from shared_model.model.mixture import Candidates, DistinctMemories, ItemMaps, Scores
 from shared_model.model.recommender import Arrays, Recommender
 from shared_model.model.sasrec import PAD
+from shared_model.model.unique_items import Distinct, distinct
 from shared_model.seeds import STRIDE
 
 _STRIDE = int(STRIDE.view(np.int64))
@@ -31,6 +33,7 @@ class MixtureForward(nn.Module):
         self.model, self.content = model, content
         self.reads_content = "backbone" in model.stage.trained
         self.rate, self.content_rate = dropout, content_dropout
+        self.made: ItemMaps | None = None  # of the whole catalogue, where a round shares them
 
     def forward(self, tensors: Arrays, keys: Tensor, as_cold: Tensor) -> tuple[Tensor, Scores]:
         """ID embeddings of the candidates [B, N, D], and what the mixture says about them.
@@ -42,22 +45,46 @@ class MixtureForward(nn.Module):
         mixture, inputs, bank = self.model.mix(), tensors["inputs"], tensors["bank"]
         # A frozen backbone cannot learn to read what has no ID (docs/log.md).
         unread = as_cold if self.reads_content else torch.zeros_like(as_cold)
-        read = mixture.embed(self._items(inputs, unread), self._thin(inputs, keys))
+        thin = self._thin(inputs, keys)
+        read = mixture.embed(self._items(inputs, unread), thin, self.made)
         dropout = Dropout(self.rate, keys)
-        hidden = self.model.backbone(read.vectors, inputs != PAD, dropout)  # [B, T, D]
-        columns = tensors["columns"][..., None].expand(-1, -1, hidden.shape[-1])
-        sequence = hidden.gather(1, columns)
+        sequence = self.model.backbone.some(
+            read.vectors, inputs != PAD, dropout, tensors["columns"]
+        )  # [B, P, D]
         items = self._items(tensors["candidates"], as_cold)
-        visual, text = self.content.visual[bank], self.content.text[bank]
-        memories = Memories(bank, visual, text, tensors["held"])
         thin = self._thin(tensors["candidates"], keys)
-        return items.ids, mixture(sequence, items, memories, thin)
+        memories = self._memories(bank, tensors["held"])
+        return items.ids, mixture(sequence, items, memories, thin, self.made)
+
+    def whole(self) -> tuple[Tensor, Tensor] | None:
+        """Features of the whole catalogue, [I + 1, V] and [I + 1, S], unless it is a large one."""
+        visual, text = self.content.visual, self.content.text
+        if isinstance(visual, Tensor) and isinstance(text, Tensor):
+            return visual, text
+        return None
+
+    def _memories(self, bank: Tensor, held: Tensor) -> DistinctMemories:
+        """Memories with features of the catalogue, or of the distinct items of a bank [B, L]."""
+        whole = self.whole()
+        if self.made is not None and whole is not None:
+            everything = torch.arange(len(whole[0]), device=bank.device)
+            return DistinctMemories(bank, *whole, held, Distinct(everything, bank))
+        once = distinct(bank)
+        return DistinctMemories(bank, *self._features(once.items), held, once)
 
     def _items(self, names: Tensor, as_cold: Tensor) -> Candidates:
         """Items ``names`` [B, N] with what is known of them."""
-        ids = self.model.item_embedding.weight[names]
-        visual, text = self.content.visual[names], self.content.text[names]
+        ids = functional.embedding(names, self.model.item_embedding.weight)
+        visual, text = self._features(names)
         return Candidates(ids, visual, text, as_cold[names], names)
+
+    def _features(self, names: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures and texts of items of any shape."""
+        visual, text = (
+            functional.embedding(names, rows) if isinstance(rows, Tensor) else rows[names]
+            for rows in (self.content.visual, self.content.text)
+        )
+        return visual, text
 
     def _thin(self, names: Tensor, keys: Tensor) -> Dropout:
         """Content dropout: a mask for each item of each user, the same wherever it stands."""

@@ -18,8 +18,10 @@ from client_app.training.losses import Descent
 from client_app.training.mixture_forward import MixtureForward
 from client_app.training.objective import Batch, Losses, aggregation_weights, descend, learned_by
 from client_app.training.sampled_softmax import among_targets, draw_sample, next_item_loss
+from client_app.training.shared_maps import SharedMaps, worth_sharing
 from shared_model.device import on_device
 from shared_model.memory.memory import EMPTY
+from shared_model.model.matmul import rounded
 from shared_model.model.recommender import Arrays, Recommender
 from shared_model.model.router import entropy, load_balance
 from shared_model.model.sasrec import PAD
@@ -47,12 +49,27 @@ class MixtureObjective:
         self.device = model.item_embedding.weight.device
         rate = plan.dropout if "backbone" in model.stage.trained else 0.0
         self.forward = MixtureForward(model, recall.content, rate, mixing.content_dropout)
+        self.shared: SharedMaps | None = None
         self._as_cold = self._dropped_ids()
         self.as_cold = torch.from_numpy(self._as_cold).to(self.device)
 
     def foresee(self, rows: Rows) -> None:
-        """On a GPU, memories of the whole training histories; a batch then takes its part."""
+        """Memories of the whole training histories; a batch then takes its part."""
         self.recall.foresee(self.model, rows, self.dataset.train_lengths(rows), self.settings)
+
+    def share(self, batches: int) -> None:
+        """On a processor, maps of the whole catalogue, if they serve enough batches."""
+        whole = self.forward.whole()
+        shares = self.device.type == "cpu" and whole is not None
+        if shares and whole is not None and worth_sharing(len(whole[0]), batches):
+            self.shared = SharedMaps(self.model.mix().item_maps(*whole))
+            self.forward.made = self.shared.maps
+
+    def settle(self, descents: Sequence[Descent]) -> None:
+        """The gradient of these maps."""
+        if self.shared is not None:
+            self.shared.settle(self.learned, descents)
+            self.shared = self.forward.made = None
 
     def seen(self, rows: Rows) -> Ints:
         """Whatever may be remembered."""
@@ -60,7 +77,7 @@ class MixtureObjective:
 
     def batch(self, rows: Rows) -> Batch:
         """Inputs, drawn targets, what they compete with, and what the memory holds at each."""
-        inputs, targets = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
+        inputs, targets = self._padded(rows)
         columns, real = self._trained_positions(rows, targets)
         lengths = self.dataset.train_lengths(rows)
         places = (lengths - targets.shape[1])[:, None] + columns  # of the targets in the history
@@ -91,6 +108,15 @@ class MixtureObjective:
             tensors,
         )
 
+    def _padded(self, rows: Rows) -> tuple[Ints, Ints]:
+        """Inputs and targets [B, T], T a number for which products need no padding of their own."""
+        longest = self.model.shape.max_length
+        parts = pad_batch(self.dataset, rows, "train", longest)
+        width = parts[0].shape[1]
+        more = min(rounded(width), longest) - width
+        inputs, targets = (np.pad(part, ((0, 0), (more, 0)), constant_values=PAD) for part in parts)
+        return inputs, targets
+
     def single_user(self, batch: Batch, user: int) -> Batch:
         """Without padding of the history and of the memory bank."""
         own = {name: tensor[user : user + 1] for name, tensor in batch.tensors.items()}
@@ -108,7 +134,10 @@ class MixtureObjective:
     def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
         """As ``Objective`` says."""
         losses = self.weighted(batch, keys)
-        descend(self.learned, losses.total, descents)
+        if self.shared is None:
+            descend(self.learned, losses.total, descents)
+        else:
+            self.shared.descend(self.learned, losses.total, descents)
         return losses
 
     def per_user_losses(self, arrays: Arrays, tensors: Arrays, keys: Tensor) -> Losses:

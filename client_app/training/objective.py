@@ -3,7 +3,7 @@
 Letters: B users of a batch, T positions, I items, D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -19,6 +19,7 @@ from client_app.training.losses import Descent, full_softmax
 from shared_model.device import on_device
 from shared_model.model.dropout import Dropout
 from shared_model.model.matmul import rounded
+from shared_model.model.packing import Packing
 from shared_model.model.recommender import Arrays, Recommender
 from shared_model.model.sasrec import PAD
 from shared_model.protocol.plan import RoundPlan
@@ -65,6 +66,12 @@ class Objective(Protocol):
     def foresee(self, rows: Rows) -> None:
         """What is best found out for all participants at once."""
 
+    def share(self, batches: int) -> None:
+        """Make what so many batches of the same model have in common, each taking one step."""
+
+    def settle(self, descents: Sequence[Descent]) -> None:
+        """Move what ``descents`` name by the gradient of that, when all batches are done."""
+
     def seen(self, rows: Rows) -> Ints:
         """How much of each user's history matters, int64 [B]: by that users share batches."""
 
@@ -84,12 +91,20 @@ class Objective(Protocol):
         """Each user's own loss [B] with parameters ``arrays``."""
 
 
-@torch.no_grad()
 def descend(learned: Arrays, loss: Tensor, descents: Sequence[Descent]) -> None:
     """Move what ``descents`` name by the loss's gradient in the parameters ``learned``."""
-    gradients = torch.autograd.grad(loss, list(learned.values()))
+    move(learned, torch.autograd.grad(loss, list(learned.values())), descents)
+
+
+@torch.no_grad()
+def move(
+    names: Iterable[str], gradients: Iterable[Tensor | None], descents: Sequence[Descent]
+) -> None:
+    """Move what ``descents`` name by gradients; ``None`` is zero."""
+    pairs = zip(names, gradients, strict=True)
+    known = {name: gradient for name, gradient in pairs if gradient is not None}
     for descent in descents:
-        for name, gradient in zip(learned, gradients, strict=True):
+        for name, gradient in known.items():
             descent.arrays[name].add_(gradient, alpha=-descent.rate)  # sub_ takes no sparse one
 
 
@@ -121,6 +136,8 @@ class BackboneObjective:
         self.model, self.dataset, self.plan = model, dataset, plan
         self.learned = learned_by(model)
         self.device = model.item_embedding.weight.device
+        # Batches of a processor are small, and their users' histories of nearly one length.
+        self.packs = self.device.type != "cpu"
 
     @cached_property
     def absent(self) -> Tensor:
@@ -128,6 +145,12 @@ class BackboneObjective:
         return torch.from_numpy(np.flatnonzero(~self.dataset.warm)).to(self.device)
 
     def foresee(self, rows: Rows) -> None:
+        """Nothing."""
+
+    def share(self, batches: int) -> None:
+        """Nothing."""
+
+    def settle(self, descents: Sequence[Descent]) -> None:
         """Nothing."""
 
     def seen(self, rows: Rows) -> Ints:
@@ -160,25 +183,37 @@ class BackboneObjective:
 
     def weighted(self, batch: Batch, keys: Tensor, descents: Sequence[Descent] = ()) -> Losses:
         """A user's loss is the mean over its own targets."""
-        inputs, targets = batch.tensors["inputs"], batch.tensors["targets"]
-        padded = len(inputs) > 1 or bool(inputs[0, 0] == PAD)
-        table = self.model.item_embedding.weight
-        # Of the lookup's gradient, only the rows that occur. (On a GPU such sums have no order.)
-        embedded = functional.embedding(inputs, table, PAD, sparse=inputs.device.type == "cpu")
-        masks = Dropout(self.plan.dropout, keys)
-        hidden = self.model.backbone(embedded, inputs != PAD if padded else None, masks)
+        targets = batch.tensors["targets"]
         valid = targets != PAD
         per_target = (batch.weights / valid.sum(1))[:, None] * valid
-        total, nats = full_softmax(
-            hidden[valid],
-            table,
-            targets[valid],
-            per_target[valid],
-            self.absent,
-            descents,
-            self.bias,
-        )
+        if self.packs:
+            packing = Packing.of(valid, batch.targets)
+            hidden = self._packed(batch, packing, keys)
+            flat = packing.packed(targets), packing.packed(per_target)
+        else:
+            hidden = self._hidden(batch, keys)[valid]
+            flat = targets[valid], per_target[valid]
+        table = self.model.item_embedding.weight
+        total, nats = full_softmax(hidden, table, *flat, self.absent, descents, self.bias)
         return Losses(total, nats, {})
+
+    def _hidden(self, batch: Batch, keys: Tensor) -> Tensor:
+        """States [B, T, D]."""
+        inputs = batch.tensors["inputs"]
+        padded = len(inputs) > 1 or bool(inputs[0, 0] == PAD)
+        # Of the lookup's gradient, only the rows that occur. (On a GPU such sums have no order.)
+        embedded = functional.embedding(
+            inputs, self.model.item_embedding.weight, PAD, sparse=inputs.device.type == "cpu"
+        )
+        masks = Dropout(self.plan.dropout, keys)
+        hidden: Tensor = self.model.backbone(embedded, inputs != PAD if padded else None, masks)
+        return hidden
+
+    def _packed(self, batch: Batch, packing: Packing, keys: Tensor) -> Tensor:
+        """The same of real positions alone: [R, D]."""
+        inputs = packing.packed(batch.tensors["inputs"])
+        embedded = functional.embedding(inputs, self.model.item_embedding.weight)
+        return self.model.backbone.packed(embedded, packing, Dropout(self.plan.dropout, keys))
 
     def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:
         """The table's gradient goes its own way."""

@@ -117,12 +117,10 @@ def _train(
     freeze(model, model.stage)
     device = model.item_embedding.weight.device.type
     size = batch_size(users_per_batch, device, plan.stage)
-    objective = make(model)
-    chosen = size.split(having, objective.seen(having))
+    chosen = size.split(having, make(model).seen(having))
     workers = max(1, min(torch.get_num_threads(), len(chosen))) if device == "cpu" else 1
     if workers == 1:
-        objective.foresee(having)
-        return _train_batches(model, objective, chosen, plan, size)
+        return _train_batches(model, make(model), chosen, plan, size)
 
     def share(worker: int) -> LocalUpdate:
         own = copy.deepcopy(model)
@@ -148,6 +146,9 @@ def _train_batches(
     train_batch = _one_step if whole else _in_turn if on_cpu else side_by_side
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
     told: list[Told] = []
+    objective.foresee(np.concatenate([_NOTHING, *chosen]))
+    if whole:
+        objective.share(len(chosen))
     waiting = list(reversed(chosen))
     while waiting:
         rows = waiting.pop()
@@ -162,6 +163,7 @@ def _train_batches(
             sums[name].copy_(value)
         waiting += reversed(size.halved(rows, reason))
         torch.cuda.empty_cache()
+    objective.settle([Descent(sums, plan.learning_rate)])
     return summed(sums, told)
 
 

@@ -47,6 +47,10 @@ class VisualExpert(nn.Module):
         found: Tensor = self.output(_PICTURE_SCALE * memory)
         return found[:, None]
 
+    def after(self, weight: Tensor) -> Tensor:
+        """A linear map of the values, ``weight`` [D, V], as one of the memory: [1, D, V]."""
+        return (_PICTURE_SCALE * weight @ self.output.weight)[None]
+
 
 class SemanticExpert(nn.Module):
     """Multi-head cross-attention: the candidate's ID embedding asks the texts in memory.
@@ -91,6 +95,25 @@ class SemanticExpert(nn.Module):
         by_head = self._split(self.output.weight).mT  # [H, S/H, S]
         values: Tensor = self._split(self.value(memory)) @ by_head
         return values
+
+    def after(self, weight: Tensor) -> Tensor:
+        """A linear map of each head's values, ``weight`` [D, S], as one of the memory: [H, D, S].
+
+        Two small products instead of three for each remembered item.
+        """
+        by_head = weight @ self._split(self.output.weight)  # [H, D, S/H]
+        return by_head @ self._by_head(self.value)
+
+    def attention(self) -> tuple[Tensor, Tensor]:
+        """What ``logits`` are, as maps of the memory: ``(map @ text) @ vector + offset @ text``.
+        [H, D, S] and [H, S]."""
+        keys = self._by_head(self.key) * (len(self.key.weight) / self.heads) ** -0.5  # [H, S/H, S]
+        queries = self._by_head(self.query)  # [H, S/H, D]
+        bias = self.query.bias.view(self.heads, 1, -1)
+        return queries.mT @ keys, (bias @ keys)[:, 0]
+
+    def _by_head(self, layer: nn.Linear) -> Tensor:
+        return layer.weight.view(self.heads, -1, layer.in_features)
 
     def _split(self, x: Tensor) -> Tensor:
         width = x.shape[-1] // self.heads  # not -1: of nothing, that could be anything

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from shared_model.model.initial import Starts
+from shared_model.model.looking import FLOOR
 from shared_model.model.matmul import Linear
-from shared_model.model.router import MODALITIES, masked_softmax
+from shared_model.model.router import MODALITIES
 
 # A weight that has to travel far, from 0 to several nats: on this scale Adam takes it there.
 _FAMILIARITY_SCALE = 20.0
 LEAST_PRIOR = 1e-9  # of a modality that counts at all
-_FLOOR = -60.0  # keeps exp() of what a position alone remembers away from 0 / 0
 
 
 class CrossModalFusion(nn.Module):
@@ -65,42 +65,43 @@ class CrossModalFusion(nn.Module):
         reach: Tensor = values @ self.output.weight.T
         return reach
 
-    def token(
-        self,
-        attention: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor,
-        excluded: Tensor,
-        sequence: Tensor,
-        vectors: Tensor,
+    def seen(self, modality: str) -> tuple[Tensor, Tensor]:
+        """What an expert's values are to candidates and to states, as maps: two of [D, dim].
+
+        Products with a candidate's vector are what a value adds to its score; with a state, what
+        makes the state listen.
+        """
+        key: Tensor = self.key[modality].weight  # type: ignore[assignment]
+        value: Tensor = self.value[modality].weight  # type: ignore[assignment]
+        return self.output.weight @ value, self.query.weight.T @ key
+
+    def tokens(
+        self, attention: Tensor, added: Tensor, scores: Tensor, mask: Tensor, excluded: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One modality's token: its logit by the state, and its value by the candidate.
 
         With the expert's attention over the L items that a position may use, summed over heads::
 
             a = softmax(attention where mask and not excluded)
-            logit = sum_l a_l (query(sequence) . key_l) / sqrt(D)
-            value = sum_l a_l (vectors . output(value_l))
+            logit = sum_l a_l scores_l / sqrt(D)
+            value = sum_l a_l added_l
 
-        ``attention`` [B, H, N, L]: the expert's logits; ``key`` and ``value`` [B, H, L, D] as
-        ``project`` makes them; ``mask`` [B, P, L] bool: what a position remembers; ``excluded``
-        [B or 1, N, L] bool: what a candidate must not meet there; ``sequence`` [B, P, D];
-        ``vectors`` [B or 1, N, D] -> two of [B, P, N].
+        ``attention`` [B, H, L, N]: the expert's logits; ``added`` [B, H, L, N] and ``scores``
+        [B, H, L, P]: products of remembered items with candidates and states, by ``seen``; ``mask``
+        [B, P, L] bool: what a position remembers; ``excluded`` [B, L, N] bool: what a candidate
+        must not meet there -> two of [B, P, N].
 
         The expert's output never exists: both results are linear in it, and so are averages over
         memory of numbers that each remembered item has by itself. Where a position may use
         nothing, both are 0.
         """
-        odds = self.odds(attention, excluded)
-        usable = mask[:, None].to(odds.dtype)  # [B, 1, P, L]
-        total = odds @ usable.mT  # [B, H, N, P]
+        odds = unsummed(attention, -2).masked_fill(excluded[:, None], 0.0)
+        usable = mask.mT[:, None].to(odds.dtype)  # [B, 1, L, P]
+        weighing = torch.cat([usable.expand_as(scores), usable * scores], -1)  # [B, H, L, 2 P]
+        total, logit = (weighing.mT @ odds).chunk(2, -2)  # [B, H, P, N]
         total = total + (total == 0).to(total.dtype)
-        scores = self.query(sequence)[:, None] @ key.mT  # [B, H, P, L]
-        logit = odds @ (usable * scores).mT / total  # [B, H, N, P]
-        wanted = self.wanted(vectors)[:, None]  # [B or 1, 1, N, D]
-        added = (odds * (wanted @ value.mT)) @ usable.mT / total
-        return logit.sum(1).mT * sequence.shape[-1] ** -0.5, added.sum(1).mT
+        value = usable.mT @ (odds * added) / total
+        return (logit / total).sum(1), value.sum(1)
 
     def forward(self, logits: Tensor, values: Tensor, prior: Tensor, remembered: Tensor) -> Tensor:
         """What the fused state, and being remembered itself, add to the scores: [B, P, N].
@@ -108,10 +109,13 @@ class CrossModalFusion(nn.Module):
         ``logits`` and ``values`` [B, P, N, 2] of the tokens, ``prior`` [B or 1, N, 2]; a modality
         whose prior is 0 adds nothing. ``remembered`` [B, P, N] bool: the candidate is in memory.
         """
-        prior = prior[:, None]
-        logits = logits + prior.clamp(min=LEAST_PRIOR).log()
-        weights = masked_softmax(logits, (prior > 0).expand_as(logits))
-        return (weights * values).sum(-1) + self.familiar(remembered)
+        shown, told = prior[:, None].unbind(-1)  # [B or 1, 1, N]
+        # A softmax over two, as the logistic function of a difference.
+        lead = shown.clamp(min=LEAST_PRIOR).log() - told.clamp(min=LEAST_PRIOR).log()
+        lead = lead.masked_fill(told == 0, torch.inf).masked_fill(shown == 0, -torch.inf)
+        (logit, other_logit), (value, other) = logits.unbind(-1), values.unbind(-1)
+        mixed = other + torch.sigmoid(logit - other_logit + lead) * (value - other)
+        return mixed * (shown + told > 0) + self.familiar(remembered)
 
     def familiar(self, remembered: Tensor) -> Tensor:
         """What being ``remembered`` [...] bool itself adds to a candidate. [...]."""
@@ -120,4 +124,4 @@ class CrossModalFusion(nn.Module):
 
 def unsummed(attention: Tensor, dim: int) -> Tensor:
     """Logits as probabilities along a dimension, but for their sums."""
-    return (attention - attention.amax(dim, keepdim=True).detach()).clamp(min=_FLOOR).exp()
+    return (attention - attention.amax(dim, keepdim=True).detach()).clamp(min=FLOOR).exp()

@@ -31,6 +31,11 @@ def plain_products() -> Iterator[None]:
         _plain.reset(before)
 
 
+def in_turn(x: Tensor) -> bool:
+    """Whether users had better be looked after one by one: on a processor, unless ``vmap`` does."""
+    return x.device.type == "cpu" and not _plain.get()
+
+
 class Linear(nn.Linear):
     """``nn.Linear`` with these products."""
 
@@ -58,8 +63,8 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def rounded(rows: int) -> int:
-    """The number of rows to give a product that needs ``rows``: one of eight an octave."""
-    step = 1 << max(0, rows.bit_length() - 4)
+    """The number of rows to give a product that needs ``rows``: one of sixteen an octave."""
+    step = 1 << max(0, rows.bit_length() - 5)
     return -(-rows // step) * step
 
 

@@ -14,8 +14,10 @@ from shared_model.model.dropout import Dropout
 from shared_model.model.experts import Experts
 from shared_model.model.fusion import CrossModalFusion
 from shared_model.model.initial import Starts
-from shared_model.model.router import ItemCentricRouter, there, uniform_weights
-from shared_model.model.unique_items import distinct
+from shared_model.model.looking import Looks, Sight
+from shared_model.model.matmul import in_turn, linear
+from shared_model.model.router import ItemCentricRouter, present, uniform_weights
+from shared_model.model.unique_items import Distinct, distinct
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,22 @@ class Memories:
     text: Tensor  # [B, L, S]
     held: Tensor  # [B, P, L] bool
 
+    def once(self) -> tuple[Distinct, Tensor, Tensor]:
+        """The distinct items of all banks with their features, [U, V] and [U, S]."""
+        once = distinct(self.names)
+        return once, once.take(self.visual), once.take(self.text)
+
+
+@dataclass(frozen=True)
+class DistinctMemories(Memories):
+    """The same with features of the distinct items alone: ``visual`` [U, V] and ``text`` [U, S]."""
+
+    among: Distinct
+
+    def once(self) -> tuple[Distinct, Tensor, Tensor]:
+        """As they are."""
+        return self.among, self.visual, self.text
+
 
 @dataclass(frozen=True)
 class ItemVectors:
@@ -53,6 +71,16 @@ class Scores(ItemVectors):
     """What the mixture says about the candidates."""
 
     scores: Tensor  # [B, P, N]
+
+
+@dataclass(frozen=True)
+class ItemMaps:
+    """What the model makes of U items' features alone, whoever remembers or meets them."""
+
+    planes: Tensor  # [3 H + 2, U, D] as ``Mixture.maps`` has them
+    offset: Tensor  # [H, U]
+    weights: Tensor  # [U, 2] the router's
+    present: Tensor  # [2, U] bool: which have a picture, and a text
 
 
 class Mixture(nn.Module):
@@ -87,25 +115,29 @@ class Mixture(nn.Module):
         items: Candidates,
         memories: Memories,
         dropout: Dropout | None = None,
+        made: ItemMaps | None = None,
     ) -> Scores:
         """Scores of each user's candidates at each of its positions; ``sequence`` [B, P, D].
 
         One user's rows may stand for many users that share a bank: evaluation scores a batch of
-        users as the positions of one. ``dropout`` is that of ``embed``.
+        users as the positions of one. ``dropout`` is that of ``embed``. ``made`` of the whole
+        catalogue, with the features of which ``memories`` then come, if that was done before.
         """
-        made = self.embed(items, dropout)
-        vectors = made.vectors
-        aux = self._aux(sequence, items, vectors, made.weights, memories)
+        read = self.embed(items, dropout, made)
+        vectors = read.vectors
+        aux = self._aux(sequence, items, read, memories, made)
         # Shared candidates are one matrix product, as in Stage 1: the same numbers to the bit.
         base = sequence @ (vectors[0].mT if len(vectors) == 1 else vectors.mT)
-        return Scores(**vars(made), scores=base + self.gate * aux)
+        return Scores(**vars(read), scores=base + self.gate * aux)
 
-    def embed(self, items: Candidates, dropout: Dropout | None = None) -> ItemVectors:
+    def embed(
+        self, items: Candidates, dropout: Dropout | None = None, made: ItemMaps | None = None
+    ) -> ItemVectors:
         """The vectors of items, candidates or parts of histories.
 
         ``dropout`` thins what the content heads see, by one name for each item, B * N of them.
         """
-        weights = self.route(items)
+        weights = self.route(items) if made is None else _rows(made.weights, items.names)
         visual, text = _thinned(items.visual, dropout), _thinned(items.text, dropout)
         content = self.experts.content(visual, text, weights)
         return ItemVectors(self.experts.vectors(items.ids, content, items.cold), content, weights)
@@ -115,62 +147,104 @@ class Mixture(nn.Module):
         if self.router is None:
             return uniform_weights(items.visual, items.text)
         once = distinct(items.names)
-        weights = self.router(once.take(items.visual), once.take(items.text))  # [1, U, 2]
-        return once.spread(weights)
+        weights = self.router(once.take(items.visual), once.take(items.text))  # [U, 2]
+        return _rows(weights, once.places)
 
-    def _project(self, memories: Memories) -> "ProjectedMemory":
-        """Keys and values of the remembered items, in the experts and in the fusion.
+    def item_maps(self, visual: Tensor, text: Tensor) -> ItemMaps:
+        """Of pictures [U, V] and texts [U, S]."""
+        weights = uniform_weights(visual, text)
+        if self.router is not None:
+            weights = self.router(visual, text)
+        return ItemMaps(*self.maps(visual, text), weights, present(visual, text).T)
 
-        Linear maps of remembered items are half of a local step, and users remember the same items:
-        each is mapped once a batch.
+    def maps(self, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """All that remembered items are to candidates and states, whoever these are.
+
+        Of pictures [U, V] and texts [U, S]: [3 H + 2, U, D], products of which with a candidate's
+        vector are each text head's attention (but for its offset, [H, U]) and what the item adds to
+        the candidate's score, by each text head and by its picture; and products of which with a
+        state are as many numbers that make the state listen. What lies between is linear, and is
+        multiplied out before any item comes.
         """
-        once = distinct(memories.names)
-        visual, text = once.take(memories.visual), once.take(memories.text)
-        experts, project = self.experts, self.fusion.project
-        projected = ProjectedMemory(
-            experts.text.keys(text),
-            *project("visual", experts.visual.values(visual)),
-            *project("text", experts.text.values(text)),
-        )
-        return ProjectedMemory(*(once.spread(value) for value in vars(projected).values()))
+        experts, fusion = self.experts, self.fusion
+        attention, offset = experts.text.attention()
+        told, told_key = (experts.text.after(weight) for weight in fusion.seen("text"))
+        shown, shown_key = (experts.visual.after(weight) for weight in fusion.seen("visual"))
+        planes = [
+            *(linear(text, weight) for weight in (*attention, *told)),
+            linear(visual, shown[0]),
+            *(linear(text, weight) for weight in told_key),
+            linear(visual, shown_key[0]),
+        ]
+        return torch.stack(planes), linear(text, offset).T
 
     def _aux(
         self,
         sequence: Tensor,
         items: Candidates,
-        vectors: Tensor,
-        weights: Tensor,
+        read: ItemVectors,
         memories: Memories,
+        made: ItemMaps | None,
     ) -> Tensor:
-        """``aux . item`` of every candidate: [B, P, N]."""
-        experts, memory, projected = self.experts, memories, self._project(memories)
-        itself = items.names[..., None] == memory.names[:, None]  # [B, N, L]
-        visual = experts.visual.logits(items.visual, memory.visual)
-        text = experts.text.logits(vectors, projected.expert_key)
-        halves = (
-            (visual, projected.visual_key, projected.visual_value, memory.visual),
-            (text, projected.text_key, projected.text_value, memory.text),
-        )
-        tokens = []
-        for attention, key, value, features in halves:
-            mask = memory.held & there(features)[:, None]
-            tokens.append(self.fusion.token(attention, key, value, mask, itself, sequence, vectors))
-        logits, values = (torch.stack(parts, -1) for parts in zip(*tokens, strict=True))
-        holds = memory.held.to(sequence.dtype) @ itself.to(sequence.dtype).mT  # [B, P, N]
+        """``aux . item`` of every candidate: [B, P, N].
+
+        Users remember the same items: each is mapped once a batch.
+        """
+        once, pictures, texts = memories.once()
+        if made is None:
+            there, (planes, offset) = present(pictures, texts).T, self.maps(pictures, texts)
+        else:
+            there, planes, offset = made.present, made.planes, made.offset
+        usable = memories.held & there[:, once.places][:, :, None]  # [2, B, P, L]
+        itself = memories.names[..., None] == items.names[:, None]  # [B, L, N]
+        sight = Sight(items.visual, pictures, once.places, usable, itself)
+        sharpness = self.experts.visual.sharpness
+        look = Looks.apply if in_turn(sequence) else self._look
+        own = read.vectors.expand(len(sequence), -1, -1)
+        logits, values = look(planes, offset, sharpness, own, sequence, sight)
+        holds = memories.held.to(sequence.dtype) @ itself.to(sequence.dtype)  # [B, P, N]
         remembered = (holds > 0) & ~items.cold[:, None]
-        aux: Tensor = self.fusion(logits, values, weights, remembered)
+        logits = logits.movedim(0, -1) * sequence.shape[-1] ** -0.5
+        aux: Tensor = self.fusion(logits, values.movedim(0, -1), read.weights, remembered)
         return aux
 
+    def _look(
+        self,
+        planes: Tensor,
+        offset: Tensor,
+        sharpness: Tensor,
+        vectors: Tensor,
+        sequence: Tensor,
+        sight: Sight,
+    ) -> tuple[Tensor, Tensor]:
+        """As ``Looks``, of all users at once."""
+        heads, size, places = len(offset), planes.shape[1], sight.places[:, None]
+        plane = torch.arange(len(planes), device=planes.device)[:, None] * size
+        rows = _rows(planes.flatten(0, 1), plane + places)  # [B, 3 H + 2, L, D]
+        looked, keys = rows[:, : 2 * heads + 1], rows[:, 2 * heads + 1 :]
+        both = _stacked(looked, vectors)  # [B, 2 H + 1, L, N]
+        scores = _stacked(keys, sequence)  # [B, H + 1, L, P]
+        texts = both[:, :heads] + _rows(offset.flatten()[:, None], plane[:heads] + places)
+        known = _rows(sight.remembered_pictures, sight.places)  # [B, L, V]
+        pictures = (known * sharpness) @ sight.pictures.mT  # [B, L, N]
+        halves = (
+            (pictures[:, None], both[:, -1:], scores[:, heads:], sight.usable[0]),
+            (texts, both[:, heads:-1], scores[:, :heads], sight.usable[1]),
+        )
+        tokens = [self.fusion.tokens(*half, sight.itself) for half in halves]
+        logits, values = (torch.stack(parts) for parts in zip(*tokens, strict=True))
+        return logits, values
 
-@dataclass(frozen=True)
-class ProjectedMemory:
-    """Linear maps of each remembered item, whatever the candidate and the position."""
 
-    expert_key: Tensor  # [B, H, L, S/H], the semantic expert's; the others are the fusion's
-    visual_key: Tensor  # [B, 1, L, D]
-    visual_value: Tensor  # [B, 1, L, D]
-    text_key: Tensor  # [B, H, L, D]
-    text_value: Tensor  # [B, H, L, D]
+def _rows(table: Tensor, places: Tensor) -> Tensor:
+    """Rows of a table [., F] at places of any shape: [..., F]."""
+    return table.index_select(0, places.flatten()).view(*places.shape, -1)
+
+
+def _stacked(planes: Tensor, vectors: Tensor) -> Tensor:
+    """Products of every plane [B, C, L, D] with vectors [B, N, D], as one: [B, C, L, N]."""
+    products = planes.flatten(1, 2) @ vectors.mT
+    return products.view(*planes.shape[:3], vectors.shape[1])
 
 
 def _thinned(features: Tensor, dropout: Dropout | None) -> Tensor:

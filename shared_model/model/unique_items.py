@@ -8,32 +8,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shared_model.model.matmul import rounded
+
 
 @dataclass(frozen=True)
 class Distinct:
-    """Which of B users' items are the same. Without ``places``, all of one user's are distinct."""
+    """Which of B users' items are the same."""
 
-    places: Tensor | None = None  # [B, L] of each item among the distinct ones
-    found: Tensor | None = None  # [U] where each distinct item stands, in [B * L]
+    items: Tensor  # [U] int64, some of them twice if that makes U a number that products like
+    places: Tensor  # [B, L] of each item among these
 
     def take(self, values: Tensor) -> Tensor:
-        """Values of all items [B, L, .] as those of the distinct ones: [1, U, .]."""
-        return values if self.found is None else values.flatten(0, 1)[self.found][None]
-
-    def spread(self, values: Tensor) -> Tensor:
-        """Values of the distinct items [1, ..., U, .] where these stand: [B, ..., L, .]."""
-        if self.places is None:
-            return values
-        spread = values[0].index_select(-2, self.places.flatten())  # [..., B * L, .]
-        apart = spread.view(*spread.shape[:-2], *self.places.shape, spread.shape[-1])
-        return apart.movedim(-3, 0)
+        """Values of all items [B, L, .] as those of the distinct ones: [U, .]."""
+        places = self.places.flatten()
+        if len(self.places) == 1:
+            return values[0]
+        order = torch.arange(len(places), device=places.device)
+        found = torch.zeros_like(self.items).scatter_(0, places, order)  # any place of an item
+        return values.flatten(0, 1)[found]
 
 
 def distinct(names: Tensor) -> Distinct:
     """Of items [B, L]. One user's are taken as they are: they hardly repeat, and ``vmap`` can."""
     if len(names) == 1:
-        return Distinct()
+        return Distinct(names[0], torch.arange(names.shape[1], device=names.device)[None])
     items, places = torch.unique(names, return_inverse=True)
-    order = torch.arange(names.numel(), device=names.device)
-    found = torch.empty_like(items).scatter_(0, places.flatten(), order)  # any place of an item
-    return Distinct(places, found)
+    more = rounded(len(items)) - len(items)
+    return Distinct(torch.cat([items, items[:1].expand(more)]), places)

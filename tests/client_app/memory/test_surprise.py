@@ -22,7 +22,7 @@ SHORT_TERM = pytest.mark.parametrize(
 
 def model(max_length: int) -> Recommender:
     """With weights so large that predictions differ much from item to item."""
-    built = build(ModelShape(ITEMS, 16, 2, 2, max_length), 0)
+    built = build(ModelShape(ITEMS, 32, 2, 2, max_length), 0)
     with torch.no_grad():
         built.item_embedding.weight.mul_(8)
         built.backbone.positions.mul_(8)

@@ -45,9 +45,13 @@ def token(
     fusion: CrossModalFusion, modality: str, given: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """A token from an expert's values."""
-    key, value = fusion.project(modality, given["values"])
-    others = {name: value for name, value in given.items() if name != "values"}
-    return fusion.token(key=key, value=value, **others)
+    reach, key = fusion.seen(modality)
+    values, rows = given["values"], len(given["mask"])
+    added = (values @ reach.T) @ given["vectors"].expand(rows, -1, -1)[:, None].mT
+    scores = (values @ key.T) @ given["sequence"][:, None].mT
+    excluded = given["excluded"].expand(rows, -1, -1).mT
+    logit, value = fusion.tokens(given["attention"].mT, added, scores, given["mask"], excluded)
+    return logit * D**-0.5, value
 
 
 @MODALITY

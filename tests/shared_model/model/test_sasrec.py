@@ -1,9 +1,11 @@
 """SASRec against a naive reference, and the properties that everything else relies on."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from shared_model.model.dropout import Dropout
+from shared_model.model.packing import Packing
 from shared_model.model.recommender import ModelShape, Recommender, build
 
 SHAPE = ModelShape(num_items=40, hidden=16, heads=2, blocks=2, max_length=12)
@@ -78,6 +80,39 @@ def test_padding_width_and_neighbours_change_nothing() -> None:
     together = model(left_pad(HISTORIES[:2], 12), Dropout())[:, -1]
     alone = model(torch.tensor([HISTORIES[1]]), Dropout())[:, -1]
     torch.testing.assert_close(together[1:], alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_some_positions_are_what_they_are_among_all(rate: float) -> None:
+    """With dropout, too, in any order; gradients are those of the chosen alone."""
+    model, inputs = randomised(), left_pad(HISTORIES, 12)
+    look, valid = model.item_embedding, inputs != 0
+    columns = torch.tensor([[11, 10], [9, 11], [3, 7]])
+    keys = torch.tensor([5, -7, 2**40])
+    whole = model.backbone(look(inputs), valid, Dropout(rate, keys))
+    expected = whole[torch.arange(3)[:, None], columns]
+    found = model.backbone.some(look(inputs), valid, Dropout(rate, keys), columns)
+    _same_with_gradients(model, found, expected)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_histories_in_one_row_are_what_they_are_apart(rate: float) -> None:
+    model, inputs = randomised(), left_pad(HISTORIES, 12)
+    valid, keys = inputs != 0, torch.tensor([5, -7, 2**40])
+    expected = model.backbone(model.item_embedding(inputs), valid, Dropout(rate, keys))[valid]
+    packing = Packing.of(valid, int(valid.sum()))
+    assert (packing.packed(inputs) == inputs[valid]).all()
+    embedded = model.item_embedding(packing.packed(inputs))
+    found = model.backbone.packed(embedded, packing, Dropout(rate, keys))
+    _same_with_gradients(model, found, expected)
+
+
+def _same_with_gradients(model: Recommender, found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    pull, names = torch.randn(found.shape), dict(model.named_parameters())
+    both = [torch.autograd.grad((x * pull).sum(), list(names.values())) for x in (found, expected)]
+    for name, got, own in zip(names, *both, strict=True):
+        torch.testing.assert_close(got, own, atol=2e-4, rtol=1e-3, msg=name)
 
 
 def test_a_position_sees_nothing_after_it() -> None:
