@@ -114,12 +114,7 @@ class Node:
         return held_table(self.settings.home_folder)
 
     def load_frozen(self, model: Recommender, sha256: str, sent: Arrays | None) -> bool:
-        """Load a stage's frozen groups, those sent or those kept; ``False`` if there are none.
-
-        A model that has them already, in a process that goes on, is left as it is.
-        """
-        if model.frozen_sha256 == sha256:
-            return True
+        """Load a stage's frozen groups, those sent or those kept; ``False`` if there are none."""
         home = self.settings.home_folder
         if sent is not None:
             keep_frozen(home, sha256, sent)

@@ -161,7 +161,7 @@ def test_twins_differ_in_their_defence_alone(run: AuditedRun) -> None:
     assert run.twin("undefended", keys["undefended"]) is run.released
     for name in ("clipping", "clipping + noise"):
         config = run.twin(name, keys[name]).record["config"]
-        own = run.released.record["config"]
+        own = run.released.record["config"] | run.released.record["by_data"]
         changed = {k.replace("_", "-") for k in config if config[k] != own[k]}
         assert changed == {k for k in keys[name] if run.config[k] != keys[name][k]}
         assert config["num_rounds"] == own["num_rounds"]
