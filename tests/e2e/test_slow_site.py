@@ -25,10 +25,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneSlowSite]:
 
 
 def test_a_slow_link_changes_no_byte(running: OneSlowSite) -> None:
-    plain = trained(running, "plain", 1, min_participation=1.0)
+    plain = trained(running, "plain", 2, min_participation=1.0, evaluate_every=2)
     running.link.slow = True
     try:
-        slow = trained(running, "slow", 1, min_participation=1.0)
+        slow = trained(running, "slow", 2, min_participation=1.0, evaluate_every=2)
     finally:
         running.link.slow = False
     assert plain["best_round"] > 0  # trained arrays, not the first ones
