@@ -19,7 +19,7 @@ def site(context: typer.Context) -> None:
 
 
 def supernode(context: typer.Context) -> None:
-    """A SuperNode that looks for messages twice a second; options: flower-supernode --help."""
+    """A SuperNode that looks for messages often; options: flower-supernode --help."""
     _become("feddmmr.site.supernode", context.args)
 
 

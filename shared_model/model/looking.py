@@ -10,12 +10,22 @@ heads of the semantic expert, D hidden size, V feature size of pictures.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 FLOOR = -60.0  # keeps exp() of what a position alone remembers away from 0 / 0
+
+
+class Given(NamedTuple):
+    """What is trained of a look: it gets gradients."""
+
+    planes: Tensor  # [3 H + 2, U, D] as ``Mixture.maps`` makes them
+    offset: Tensor  # [H, U] likewise
+    sharpness: Tensor  # [V] of the visual expert
+    vectors: Tensor  # [B, N, D] of the candidates
+    sequence: Tensor  # [B, P, D] the states
 
 
 @dataclass(frozen=True)
@@ -44,30 +54,19 @@ class _Half:
 
 
 class Looks(torch.autograd.Function):
-    """The tokens' logits and values, [2, B, P, N] each, pictures first.
-
-    Of ``planes`` [3 H + 2, U, D] and ``offset`` [H, U] as ``Mixture.maps`` makes them, the visual
-    expert's ``sharpness`` [V], the candidates' ``vectors`` [B, N, D] and the states, ``sequence``
-    [B, P, D].
-    """
+    """The tokens' logits and values, [2, B, P, N] each, pictures first; of ``*Given`` and a
+    ``Sight``."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        planes: Tensor,
-        offset: Tensor,
-        sharpness: Tensor,
-        vectors: Tensor,
-        sequence: Tensor,
-        sight: Sight,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(planes, offset, sharpness, vectors, sequence)
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        given, sight = Given(*arguments[:-1]), arguments[-1]
+        ctx.save_for_backward(*given)
         ctx.sight, ctx.halves = sight, []
-        shape = (2, len(vectors), sequence.shape[1], vectors.shape[1])
-        logits, values = sequence.new_empty(shape), sequence.new_empty(shape)
-        for user in range(len(vectors)):
-            one = _User(user, planes, offset, sharpness, vectors, sequence, sight)
-            halves = one.halves()
+        users, candidates = given.vectors.shape[:2]
+        shape = (2, users, given.sequence.shape[1], candidates)
+        logits, values = (given.sequence.new_empty(shape) for _ in range(2))
+        for user in range(users):
+            halves = _User(user, given, sight).halves()
             for place, half in enumerate(halves):
                 torch.sum(half.logit, 0, out=logits[place, user])
                 torch.sum(half.value, 0, out=values[place, user])
@@ -76,10 +75,10 @@ class Looks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = ctx.saved_tensors
-        pulls = tuple(torch.zeros_like(tensor) for tensor in saved)
+        given = Given(*ctx.saved_tensors)
+        pulls = Given(*(torch.zeros_like(tensor) for tensor in given))
         for user in reversed(range(len(ctx.halves))):
-            one = _User(user, *saved, ctx.sight)
+            one = _User(user, given, ctx.sight)
             one.pull(ctx.halves.pop(), grads[0][:, user], grads[1][:, user], pulls)
         return *pulls, None
 
@@ -87,29 +86,20 @@ class Looks(torch.autograd.Function):
 class _User:
     """One user's part, without the padding of its bank."""
 
-    def __init__(
-        self,
-        user: int,
-        planes: Tensor,
-        offset: Tensor,
-        sharpness: Tensor,
-        vectors: Tensor,
-        sequence: Tensor,
-        sight: Sight,
-    ) -> None:
+    def __init__(self, user: int, given: Given, sight: Sight) -> None:
         used = sight.usable[:, user].any(1).any(0).nonzero()
         size = int(used[-1]) + 1 if len(used) else 1
-        self.user, self.heads = user, len(offset)
+        self.user, self.heads = user, len(given.offset)
         self.places = sight.places[user, :size]
-        rows = planes.index_select(1, self.places)  # [3 H + 2, L, D]
+        rows = given.planes.index_select(1, self.places)  # [3 H + 2, L, D]
         looked = 2 * self.heads + 1
         self.seen, self.keys = rows[:looked].flatten(0, 1), rows[looked:].flatten(0, 1)
-        self.offset = offset.index_select(1, self.places)[..., None]
-        self.sharpness = sharpness
-        self.vectors, self.state = vectors[user], sequence[user]
+        self.offset = given.offset.index_select(1, self.places)[..., None]
+        self.sharpness = given.sharpness
+        self.vectors, self.state = given.vectors[user], given.sequence[user]
         self.pictures = sight.pictures[user if len(sight.pictures) > 1 else 0]
         self.remembered = sight.remembered_pictures.index_select(0, self.places)
-        self.usable = sight.usable[:, user, :, :size].mT.to(sequence.dtype)  # [2, L, P]
+        self.usable = sight.usable[:, user, :, :size].mT.to(self.state.dtype)  # [2, L, P]
         self.met = sight.itself[user, :size].nonzero(as_tuple=True)
 
     def halves(self) -> tuple[_Half, _Half]:
@@ -136,9 +126,7 @@ class _User:
         value = usable.T @ (odds * added) / total
         return _Half(odds, low, added, weighing, usable, total, logit / total, value)
 
-    def pull(
-        self, halves: tuple[_Half, _Half], logit: Tensor, value: Tensor, pulls: tuple[Tensor, ...]
-    ) -> None:
+    def pull(self, halves: tuple[_Half, _Half], logit: Tensor, value: Tensor, pulls: Given) -> None:
         """Add to the gradients ``pulls`` by those of the results, [2, P, N]."""
         planes, offset, sharpness, vectors, sequence = pulls
         size, number, heads = len(self.places), len(self.vectors), self.heads

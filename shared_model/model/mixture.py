@@ -14,7 +14,7 @@ from shared_model.model.dropout import Dropout
 from shared_model.model.experts import Experts
 from shared_model.model.fusion import CrossModalFusion
 from shared_model.model.initial import Starts
-from shared_model.model.looking import Looks, Sight
+from shared_model.model.looking import Given, Looks, Sight
 from shared_model.model.matmul import in_turn, linear
 from shared_model.model.router import ItemCentricRouter, present, uniform_weights
 from shared_model.model.unique_items import Distinct, distinct
@@ -198,26 +198,21 @@ class Mixture(nn.Module):
         usable = memories.held & there[:, once.places][:, :, None]  # [2, B, P, L]
         itself = memories.names[..., None] == items.names[:, None]  # [B, L, N]
         sight = Sight(items.visual, pictures, once.places, usable, itself)
-        sharpness = self.experts.visual.sharpness
-        look = Looks.apply if in_turn(sequence) else self._look
         own = read.vectors.expand(len(sequence), -1, -1)
-        logits, values = look(planes, offset, sharpness, own, sequence, sight)
+        given = Given(planes, offset, self.experts.visual.sharpness, own, sequence)
+        if in_turn(sequence):
+            logits, values = Looks.apply(*given, sight)
+        else:
+            logits, values = self._look(given, sight)
         holds = memories.held.to(sequence.dtype) @ itself.to(sequence.dtype)  # [B, P, N]
         remembered = (holds > 0) & ~items.cold[:, None]
         logits = logits.movedim(0, -1) * sequence.shape[-1] ** -0.5
         aux: Tensor = self.fusion(logits, values.movedim(0, -1), read.weights, remembered)
         return aux
 
-    def _look(
-        self,
-        planes: Tensor,
-        offset: Tensor,
-        sharpness: Tensor,
-        vectors: Tensor,
-        sequence: Tensor,
-        sight: Sight,
-    ) -> tuple[Tensor, Tensor]:
+    def _look(self, given: Given, sight: Sight) -> tuple[Tensor, Tensor]:
         """As ``Looks``, of all users at once."""
+        planes, offset, sharpness, vectors, sequence = given
         heads, size, places = len(offset), planes.shape[1], sight.places[:, None]
         plane = torch.arange(len(planes), device=planes.device)[:, None] * size
         rows = _rows(planes.flatten(0, 1), plane + places)  # [B, 3 H + 2, L, D]
