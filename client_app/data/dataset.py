@@ -196,6 +196,17 @@ def pad_batch(
     return inputs, _windows(dataset.items, starts + 1, stops, max_length)
 
 
+def packed_training(dataset: Dataset, rows: Rows, max_length: int) -> tuple[Ints, Ints, Ints]:
+    """`pad_batch` of "train" without padding: inputs and targets int64 [R], one user's after the
+    other's, and how many are each user's, int64 [B]."""
+    stops, _ = _ends_and_targets(dataset, rows, "train")
+    lengths = np.clip(stops - 1 - dataset.indptr[rows], 0, max_length)
+    offsets = np.cumsum(lengths) - lengths
+    places = np.arange(lengths.sum()) + np.repeat(stops - 1 - lengths - offsets, lengths)
+    inputs, targets = (dataset.items[at].astype(np.int64) for at in (places, places + 1))
+    return inputs, targets, lengths
+
+
 def membership(dataset: Dataset, rows: Rows, counts: Ints) -> npt.NDArray[np.bool_]:
     """Which items are among the first ``counts`` [B] of each user's history. [B, I+1] bool."""
     items, offsets = dataset.histories(rows)

@@ -66,12 +66,10 @@ def _cuts(lengths: Ints, most: int) -> list[int]:
     best, cut_before = [0.0], [0]  # of the users before each place
     for place in places[1:]:
         longest = int(lengths[place - 1])
-        costs = [
-            best[i] + _START + (place - start) * longest if place - start <= most else np.inf
-            for i, start in enumerate(places[: len(best)])
-        ]
-        best.append(min(costs))
-        cut_before.append(int(np.argmin(costs)))
+        users = place - np.array(places[: len(best)])
+        costs = np.where(users <= most, np.array(best) + _START + users * longest, np.inf)
+        best.append(float(costs.min()))
+        cut_before.append(int(costs.argmin()))
     cuts, at = [], cut_before[-1]
     while at:
         cuts.append(places[at])

@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from client_app.data.dataset import Dataset, Ints, Rows, has_training, pad_batch
+from client_app.data.dataset import (
+    Dataset,
+    Ints,
+    Rows,
+    has_training,
+    packed_training,
+    pad_batch,
+)
 from client_app.training.losses import Descent, full_softmax
 from shared_model.device import on_device
 from shared_model.model.dropout import Dropout
@@ -33,6 +40,7 @@ class Batch:
     weights: Tensor  # [B] each user's share in the aggregate
     targets: int  # over which ``Losses.nats`` is summed
     tensors: Arrays  # what the loss needs, [B, ...] each, nothing shared between users
+    packing: Packing | None = None  # by which tensors are [R] instead: then nobody's can be taken
 
     def one_by_one(self) -> Arrays:
         """The tensors with each user as a batch of its own: [B, 1, ...]."""
@@ -127,6 +135,12 @@ def aggregation_weights(targets: Tensor, weighting: str) -> Tensor:
     return counts if weighting == "targets" else torch.ones_like(counts)
 
 
+def packs(device: torch.device) -> bool:
+    """Whether histories of a batch stand in one row. Those of a processor's are of nearly one
+    length, and few."""
+    return device.type != "cpu"
+
+
 class BackboneObjective:
     """Stage 1: full softmax over the warm items, at every position of the training history."""
 
@@ -136,13 +150,12 @@ class BackboneObjective:
         self.model, self.dataset, self.plan = model, dataset, plan
         self.learned = learned_by(model)
         self.device = model.item_embedding.weight.device
-        # Batches of a processor are small, and their users' histories of nearly one length.
-        self.packs = self.device.type != "cpu"
+        self.packs = packs(self.device) and plan.sums_users
 
     @cached_property
     def absent(self) -> Tensor:
         """Padding and cold items: never a training target, so never a negative."""
-        return torch.from_numpy(np.flatnonzero(~self.dataset.warm)).to(self.device)
+        return on_device(np.flatnonzero(~self.dataset.warm), self.device)
 
     def foresee(self, rows: Rows) -> None:
         """Nothing."""
@@ -159,17 +172,23 @@ class BackboneObjective:
 
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""
-        inputs, targets = pad_batch(self.dataset, rows, "train", self.model.shape.max_length)
-        counts = (targets != PAD).sum(1)
+        length, packing = self.model.shape.max_length, None
+        if self.packs:
+            inputs, targets, counts = packed_training(self.dataset, rows, length)
+            packing = Packing.of(counts, self.device)
+        else:
+            inputs, targets = pad_batch(self.dataset, rows, "train", length)
+            counts = (targets != PAD).sum(1)
         return Batch(
             self.dataset.user_keys[rows],
             aggregation_weights(on_device(counts, self.device), self.plan.weighting),
             int(counts.sum()),
             self.tensors(inputs, targets),
+            packing,
         )
 
     def tensors(self, inputs: Ints, targets: Ints) -> Arrays:
-        """What the loss needs of items [B, T]."""
+        """What the loss needs of items [B, T], or [R]."""
         return {
             "inputs": on_device(inputs, self.device),
             "targets": on_device(targets, self.device),
@@ -183,16 +202,15 @@ class BackboneObjective:
 
     def weighted(self, batch: Batch, keys: Tensor, descents: Sequence[Descent] = ()) -> Losses:
         """A user's loss is the mean over its own targets."""
-        targets = batch.tensors["targets"]
-        valid = targets != PAD
-        per_target = (batch.weights / valid.sum(1))[:, None] * valid
-        if self.packs:
-            packing = Packing.of(valid, batch.targets)
-            hidden = self._packed(batch, packing, keys)
-            flat = packing.packed(targets), packing.packed(per_target)
-        else:
+        targets, packing = batch.tensors["targets"], batch.packing
+        if packing is None:
+            valid = targets != PAD
+            per_target = (batch.weights / valid.sum(1))[:, None] * valid
             hidden = self._hidden(batch, keys)[valid]
             flat = targets[valid], per_target[valid]
+        else:
+            hidden = self._packed(batch, packing, keys)
+            flat = targets, (batch.weights / packing.lengths)[packing.rows]
         table = self.model.item_embedding.weight
         total, nats = full_softmax(hidden, table, *flat, self.absent, descents, self.bias)
         return Losses(total, nats, {})
@@ -210,9 +228,8 @@ class BackboneObjective:
         return hidden
 
     def _packed(self, batch: Batch, packing: Packing, keys: Tensor) -> Tensor:
-        """The same of real positions alone: [R, D]."""
-        inputs = packing.packed(batch.tensors["inputs"])
-        embedded = functional.embedding(inputs, self.model.item_embedding.weight)
+        """The same of a packed batch: [R, D]."""
+        embedded = functional.embedding(batch.tensors["inputs"], self.model.item_embedding.weight)
         return self.model.backbone.packed(embedded, packing, Dropout(self.plan.dropout, keys))
 
     def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:

@@ -94,5 +94,5 @@ class SampledObjective(BackboneObjective):
         self.bias = on_device(competing.stands_for, self.device)
 
     def tensors(self, inputs: Ints, targets: Ints) -> Arrays:
-        """Items [B, T] by their rows."""
+        """Items by their rows."""
         return super().tensors(self.competing.places(inputs), self.competing.places(targets))

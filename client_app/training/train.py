@@ -142,12 +142,11 @@ def _train_batches(
 ) -> LocalUpdate:
     """The summed update of some batches of users; one that does not fit is trained in halves."""
     on_cpu = model.item_embedding.weight.device.type == "cpu"
-    whole = plan.local_steps == 1 and plan.clip_norm == 0  # a sum of users needs no user's own
-    train_batch = _one_step if whole else _in_turn if on_cpu else side_by_side
+    train_batch = _one_step if plan.sums_users else _in_turn if on_cpu else side_by_side
     sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
     told: list[Told] = []
     objective.foresee(np.concatenate([_NOTHING, *chosen]))
-    if whole:
+    if plan.sums_users:
         objective.share(len(chosen))
     waiting = list(reversed(chosen))
     while waiting:

@@ -39,8 +39,9 @@ class Attention(nn.Module):
 
     def packed(self, x: Tensor, packing: Packing) -> Tensor:
         """The same of histories in one row: [R, D] -> [R, D]."""
-        mixed = self._mixed(packing.apart(self.query_key_value(x)), None)
-        result: Tensor = self.output(packing.together(mixed))
+        parts = packing.by_part(self.query_key_value(x))
+        mixed = [part.together(self._mixed(part.apart(own), None)) for part, own in parts]
+        result: Tensor = self.output(torch.cat(mixed))
         return result
 
     def _mixed(self, x: Tensor, visible: Tensor | None) -> Tensor:

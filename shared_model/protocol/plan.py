@@ -36,6 +36,11 @@ class RoundPlan:
         """Whether the round is noised, so that nothing beside its sum may be told."""
         return bool(self.draw)
 
+    @property
+    def sums_users(self) -> bool:
+        """Whether nobody's own update is needed, so that a batch has one gradient."""
+        return self.local_steps == 1 and self.clip_norm == 0
+
     def takes_part(self, keys: UInt64) -> np.ndarray:
         """Which users [N] take part, by the hash of their keys. [N] bool."""
         by = self.draw or self.seed

@@ -16,6 +16,7 @@ from client_app.data.dataset import (
     cold_rows,
     history_digest,
     open_dataset,
+    packed_training,
     pad_batch,
     partition_rows,
     split_view,
@@ -89,6 +90,10 @@ def test_padded_batches_equal_a_loop_over_lists(
     if split == "train":
         assert inputs.tolist() == left_padded([view[0][:-1] for view in views], max_length)
         assert targets.tolist() == left_padded([view[0][1:] for view in views], max_length)
+        *packed, lengths = packed_training(dataset, rows, max_length)
+        real = inputs > 0
+        assert [part.tolist() for part in packed] == [x[real].tolist() for x in (inputs, targets)]
+        assert lengths.tolist() == real.sum(1).tolist()
     else:
         assert inputs.tolist() == left_padded([view[0] for view in views], max_length)
         assert targets.tolist() == [view[1] for view in views]

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from client_app.data.dataset import Dataset
-from client_app.training import train
+from client_app.training import losses, objective, train
 from client_app.training.train import train_round
 from shared_model.model.dropout import Dropout
 from shared_model.model.recommender import Arrays, ModelShape, Recommender, build, read_groups
@@ -82,6 +82,23 @@ def test_stacked_copies_equal_the_one_user_loop(
     model, rows = build(SHAPE, 0), np.arange(small_dataset.num_users)
     expected, weight, loss = one_user_loop(model, small_dataset, rows, plan)
     update = train_round(model, small_dataset, rows, plan, 6)
+    assert update.weight == weight
+    assert update.loss == pytest.approx(loss, rel=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(update.arrays[name], value, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_histories_in_one_row_equal_the_one_user_loop(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """What a GPU does with one local step, on this processor."""
+    monkeypatch.setattr(objective, "packs", lambda device: True)
+    monkeypatch.setattr(losses, "_odds", losses._probabilities)
+    plan = dataclasses.replace(PLAN, dropout=dropout, fraction=0.7)
+    model, rows = build(SHAPE, 0), np.arange(small_dataset.num_users)
+    expected, weight, loss = one_user_loop(model, small_dataset, rows, plan)
+    update = train_round(model, small_dataset, rows, plan, 64)
     assert update.weight == weight
     assert update.loss == pytest.approx(loss, rel=1e-5)
     for name, value in expected.items():
