@@ -40,6 +40,7 @@ def vmap_round(work: Work, number: int, *, users: int) -> int:
     freeze(model, model.stage)
     rows = participants(work.dataset, work.rows(), plan)
     objective = BackboneObjective(model, work.dataset, plan)
+    objective.packs = False  # stacked copies need users apart
     arrays = read_groups(model, model.stage.trained)
     sums = {name: torch.zeros_like(value) for name, value in arrays.items()}
     for start in range(0, len(rows), users):

@@ -196,15 +196,15 @@ def pad_batch(
     return inputs, _windows(dataset.items, starts + 1, stops, max_length)
 
 
-def packed_training(dataset: Dataset, rows: Rows, max_length: int) -> tuple[Ints, Ints, Ints]:
-    """`pad_batch` of "train" without padding: inputs and targets int64 [R], one user's after the
-    other's, and how many are each user's, int64 [B]."""
+def training_windows(dataset: Dataset, rows: Rows, max_length: int) -> tuple[Ints, Ints]:
+    """`pad_batch` of "train" without padding, for users with a target: the last items of each up to
+    max_length + 1, one user's after the other's, int64 [R + B], and how many inputs each has, [B].
+    """
     stops, _ = _ends_and_targets(dataset, rows, "train")
-    lengths = np.clip(stops - 1 - dataset.indptr[rows], 0, max_length)
-    offsets = np.cumsum(lengths) - lengths
-    places = np.arange(lengths.sum()) + np.repeat(stops - 1 - lengths - offsets, lengths)
-    inputs, targets = (dataset.items[at].astype(np.int64) for at in (places, places + 1))
-    return inputs, targets, lengths
+    lengths = np.minimum(stops - 1 - dataset.indptr[rows], max_length)
+    ends = np.cumsum(lengths + 1)
+    places = np.arange(ends[-1]) + np.repeat(stops - ends, lengths + 1)
+    return dataset.items[places].astype(np.int64), lengths
 
 
 def membership(dataset: Dataset, rows: Rows, counts: Ints) -> npt.NDArray[np.bool_]:

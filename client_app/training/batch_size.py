@@ -61,6 +61,8 @@ def _cuts(lengths: Ints, most: int) -> list[int]:
     A batch costs what it takes to begin one, and its users times its longest history, to which all
     are padded. Only every so many-th place is tried.
     """
+    if len(lengths) <= most and (lengths[-1] - lengths).sum() <= _START:
+        return []  # all the padding there is costs less than to begin another
     step = min(most, -(-len(lengths) // _BOUNDARIES))
     places = [*range(0, len(lengths), step), len(lengths)]
     best, cut_before = [0.0], [0]  # of the users before each place

@@ -19,8 +19,8 @@ from client_app.data.dataset import (
     Ints,
     Rows,
     has_training,
-    packed_training,
     pad_batch,
+    training_windows,
 )
 from client_app.training.losses import Descent, full_softmax
 from shared_model.device import on_device
@@ -111,9 +111,12 @@ def move(
     """Move what ``descents`` name by gradients; ``None`` is zero."""
     pairs = zip(names, gradients, strict=True)
     known = {name: gradient for name, gradient in pairs if gradient is not None}
+    dense = [name for name, gradient in known.items() if not gradient.is_sparse]
     for descent in descents:
-        for name, gradient in known.items():
-            descent.arrays[name].add_(gradient, alpha=-descent.rate)  # sub_ takes no sparse one
+        moved, by = [descent.arrays[name] for name in dense], [known[name] for name in dense]
+        torch._foreach_add_(moved, by, alpha=-descent.rate)  # one call on a GPU
+        for name in known.keys() - dense:
+            descent.arrays[name].add_(known[name], alpha=-descent.rate)  # sub_ takes no sparse one
 
 
 def learned_by(model: Recommender) -> Arrays:
@@ -172,27 +175,32 @@ class BackboneObjective:
 
     def batch(self, rows: Rows) -> Batch:
         """Whole training histories, as far as the model looks back."""
-        length, packing = self.model.shape.max_length, None
+        length = self.model.shape.max_length
         if self.packs:
-            inputs, targets, counts = packed_training(self.dataset, rows, length)
+            windows, counts = training_windows(self.dataset, rows, length)
             packing = Packing.of(counts, self.device)
-        else:
-            inputs, targets = pad_batch(self.dataset, rows, "train", length)
-            counts = (targets != PAD).sum(1)
-        return Batch(
-            self.dataset.user_keys[rows],
-            aggregation_weights(on_device(counts, self.device), self.plan.weighting),
-            int(counts.sum()),
-            self.tensors(inputs, targets),
-            packing,
-        )
+            pairs = packing.inputs_and_targets(self.placed(windows))
+            return self._batch(rows, packing.lengths, int(counts.sum()), pairs, packing)
+        inputs, targets = pad_batch(self.dataset, rows, "train", length)
+        counts = (targets != PAD).sum(1)
+        pairs = self.placed(inputs), self.placed(targets)
+        return self._batch(rows, on_device(counts, self.device), int(counts.sum()), pairs)
 
-    def tensors(self, inputs: Ints, targets: Ints) -> Arrays:
-        """What the loss needs of items [B, T], or [R]."""
-        return {
-            "inputs": on_device(inputs, self.device),
-            "targets": on_device(targets, self.device),
-        }
+    def _batch(
+        self,
+        rows: Rows,
+        counts: Tensor,
+        targets: int,
+        pairs: tuple[Tensor, Tensor],
+        packing: Packing | None = None,
+    ) -> Batch:
+        weights = aggregation_weights(counts, self.plan.weighting)
+        tensors = dict(zip(("inputs", "targets"), pairs, strict=True))
+        return Batch(self.dataset.user_keys[rows], weights, targets, tensors, packing)
+
+    def placed(self, items: Ints) -> Tensor:
+        """Items of any shape as rows of the model's table, on its device."""
+        return on_device(items, self.device)
 
     def single_user(self, batch: Batch, user: int) -> Batch:
         """Without padding, but for a round length."""
@@ -229,7 +237,7 @@ class BackboneObjective:
 
     def _packed(self, batch: Batch, packing: Packing, keys: Tensor) -> Tensor:
         """The same of a packed batch: [R, D]."""
-        embedded = functional.embedding(batch.tensors["inputs"], self.model.item_embedding.weight)
+        embedded = self.model.item_embedding.weight.index_select(0, batch.tensors["inputs"])
         return self.model.backbone.packed(embedded, packing, Dropout(self.plan.dropout, keys))
 
     def step(self, batch: Batch, keys: Tensor, descents: Sequence[Descent]) -> Losses:

@@ -26,7 +26,7 @@ from client_app.data.dataset import Dataset, Ints, Rows, pad_batch
 from client_app.training.objective import BackboneObjective
 from shared_model.device import on_device
 from shared_model.errors import NodeError
-from shared_model.model.recommender import Arrays, Recommender
+from shared_model.model.recommender import Recommender
 from shared_model.model.sasrec import PAD
 from shared_model.protocol.plan import RoundPlan
 from shared_model.seeds import mix, stable_hash
@@ -93,6 +93,6 @@ class SampledObjective(BackboneObjective):
         self.absent = torch.tensor([PAD], device=self.device)
         self.bias = on_device(competing.stands_for, self.device)
 
-    def tensors(self, inputs: Ints, targets: Ints) -> Arrays:
-        """Items by their rows."""
-        return super().tensors(self.competing.places(inputs), self.competing.places(targets))
+    def placed(self, items: Ints) -> Tensor:
+        """Among the round's."""
+        return super().placed(self.competing.places(items))

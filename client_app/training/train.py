@@ -151,15 +151,17 @@ def _train_batches(
     waiting = list(reversed(chosen))
     while waiting:
         rows = waiting.pop()
-        before = {name: value.clone() for name, value in sums.items()}
+        before = {name: value.clone() for name, value in sums.items()} if told else {}
         try:
             batch = objective.batch(rows)
             told.append(Told.of(batch, train_batch(model, objective, batch, plan, sums)))
             continue
         except torch.OutOfMemoryError as error:
             reason = str(error)
-        for name, value in before.items():  # without what was added before memory ran out
-            sums[name].copy_(value)
+        for name, value in sums.items():  # without what was added before memory ran out
+            value.zero_()
+            if before:
+                value.copy_(before[name])
         waiting += reversed(size.halved(rows, reason))
         torch.cuda.empty_cache()
     objective.settle([Descent(sums, plan.learning_rate)])

@@ -2,13 +2,12 @@
 
 On a GPU all users of a round may be one batch, padded to the longest: on MovieLens-1M half of it is
 padding. Only attention needs users apart, and there a padded user costs by the square of the
-longest: so it takes users of similar lengths together. All else goes position by position.
+longest: so short histories and long ones take turns. All else goes position by position.
 
 Letters: B users, R real positions of all; b, r and T users, positions and longest of a part.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,6 @@ from torch import Tensor
 from shared_model.device import on_device
 
 Ints = npt.NDArray[np.int64]
-
-_PARTS = 4  # at most: each is some twenty more calls, which a GPU has to wait for
 
 
 @dataclass(frozen=True)
@@ -52,35 +49,36 @@ class Packing:
     def of(cls, lengths: Ints, device: torch.device) -> "Packing":
         """Of histories of these ``lengths`` [B], at least 1 each, best if rising.
 
-        Made by the processor, so that a GPU has one copy to wait for, and not many small steps.
+        A user's numbers come from the processor and a position's are made where they stay, so that
+        little is sent, and nobody has to ask a GPU how many there are.
         """
-        rows, before = _positions(lengths)
-        shapes, places = [], []
-        for first, end in pairwise([0, *_cuts(lengths), len(lengths)]):
-            own = lengths[first:end]
-            shapes.append((len(own), int(own.max(initial=1))))
-            user, place = _positions(own)
-            places.append(user * shapes[-1][1] + place)
-        moved = on_device(
-            np.stack([rows, lengths[rows] - 1 - before, np.concatenate(places)]), device
-        )
-        parts = map(Part, moved[2].split_with_sizes([len(part) for part in places]), shapes)
-        return cls(moved[0], moved[1], on_device(lengths, device), tuple(parts))
+        groups = _groups(lengths)
+        shapes = [(len(own), int(own.max(initial=1))) for own in groups]
+        places = [np.arange(users) * longest for users, longest in shapes]
+        starts = np.cumsum(lengths) - lengths
+        by_user = on_device(np.stack([lengths, starts, np.concatenate(places)]), device)
+        sizes = [int(own.sum()) for own in groups]
+        rows = torch.repeat_interleave(by_user[0], output_size=sum(sizes))
+        length, start, place = by_user.index_select(1, rows)
+        before = torch.arange(len(rows), device=device) - start
+        parts = map(Part, (place + before).split_with_sizes(sizes), shapes)
+        return cls(rows, length - 1 - before, by_user[0], tuple(parts))
 
     def by_part(self, values: Tensor) -> list[tuple[Part, Tensor]]:
         """Each part with its own of the values [R, .]: [r, .]."""
         sizes = [len(part.places) for part in self.parts]
         return list(zip(self.parts, values.split_with_sizes(sizes), strict=True))
 
+    def inputs_and_targets(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of users' ``windows`` [R + B], each one longer than its history: the item at each
+        position and the one after it, [R] both."""
+        at = torch.arange(len(self.rows), device=windows.device) + self.rows
+        return windows[at], windows[at + 1]
 
-def _positions(lengths: Ints) -> tuple[Ints, Ints]:
-    """Whose each position is, and how many of its history came before it: [R] each."""
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    return rows, np.arange(len(rows)) - (np.cumsum(lengths) - lengths)[rows]
 
-
-def _cuts(lengths: Ints) -> list[int]:
-    """Before which users a part begins: wherever histories reach another quarter of the longest."""
-    reached = np.maximum.accumulate(lengths)
-    quarters = -(-reached * _PARTS // lengths.max(initial=1))
-    return (np.flatnonzero(np.diff(quarters)) + 1).tolist()
+def _groups(lengths: Ints) -> list[Ints]:
+    """The users up to the first whose history is longer than half the longest, and the others:
+    with more groups a GPU has more calls to wait for than it saves (docs/log.md)."""
+    long = lengths * 2 > lengths.max(initial=1)
+    first = int(long.argmax())
+    return [lengths[:first], lengths[first:]] if first else [lengths]

@@ -16,10 +16,10 @@ from client_app.data.dataset import (
     cold_rows,
     history_digest,
     open_dataset,
-    packed_training,
     pad_batch,
     partition_rows,
     split_view,
+    training_windows,
 )
 from client_app.data.folder import sealed_info
 from shared_model.errors import DataError
@@ -90,14 +90,23 @@ def test_padded_batches_equal_a_loop_over_lists(
     if split == "train":
         assert inputs.tolist() == left_padded([view[0][:-1] for view in views], max_length)
         assert targets.tolist() == left_padded([view[0][1:] for view in views], max_length)
-        *packed, lengths = packed_training(dataset, rows, max_length)
-        real = inputs > 0
-        assert [part.tolist() for part in packed] == [x[real].tolist() for x in (inputs, targets)]
-        assert lengths.tolist() == real.sum(1).tolist()
     else:
         assert inputs.tolist() == left_padded([view[0] for view in views], max_length)
         assert targets.tolist() == [view[1] for view in views]
     assert inputs.dtype == targets.dtype == np.int64
+
+
+@pytest.mark.parametrize("max_length", [1, 4, 50])
+def test_training_windows_are_the_last_items(
+    make_dataset: Any, small_histories: Histories, max_length: int
+) -> None:
+    dataset = make_dataset(small_histories, num_items=30, cold=COLD)
+    expected = naive_by_row(small_histories, COLD)
+    rows = np.array([row for row, of in enumerate(expected) if len(of["train"][0]) > 1])[::-1]
+    windows, lengths = training_windows(dataset, rows, max_length)
+    own = [expected[row]["train"][0][-max_length - 1 :] for row in rows]
+    assert windows.tolist() == [item for window in own for item in window]
+    assert lengths.tolist() == [len(window) - 1 for window in own]
 
 
 def test_a_user_with_three_items_has_no_training_pair(make_dataset: Any) -> None:

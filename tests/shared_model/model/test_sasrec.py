@@ -105,7 +105,11 @@ def test_histories_in_one_row_are_what_they_are_apart(
     expected = model.backbone(model.item_embedding(inputs), valid, Dropout(rate, keys))[valid]
     packing = Packing.of(valid.sum(1).numpy(), inputs.device)
     assert len(packing.parts) == parts
-    embedded = model.item_embedding(inputs[valid])
+    windows = torch.tensor([item for history in histories for item in [*history, 40]])
+    packed, targets = packing.inputs_and_targets(windows)
+    assert packed.tolist() == inputs[valid].tolist()
+    assert targets.tolist() == [item for own in histories for item in [*own[1:], 40]]
+    embedded = model.item_embedding(packed)
     found = model.backbone.packed(embedded, packing, Dropout(rate, keys))
     _same_with_gradients(model, found, expected)
 
