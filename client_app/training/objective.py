@@ -40,7 +40,7 @@ class Batch:
     weights: Tensor  # [B] each user's share in the aggregate
     targets: int  # over which ``Losses.nats`` is summed
     tensors: Arrays  # what the loss needs, [B, ...] each, nothing shared between users
-    packing: Packing | None = None  # by which tensors are [R] instead: then nobody's can be taken
+    packing: Packing | None = None  # if there is one, tensors are [R], by it
 
     def one_by_one(self) -> Arrays:
         """The tensors with each user as a batch of its own: [B, 1, ...]."""

@@ -152,7 +152,7 @@ class SASRec(nn.Module):
 
     def packed(self, embedded: Tensor, packing: Packing, dropout: Dropout) -> Tensor:
         """The same of histories in one row, without padding: [R, D] -> [R, D]."""
-        # (A plain index has its gradient sorted: ten times the work on a GPU.)
+        # A plain index would have its gradient sorted first.
         positions = self.positions.index_select(0, len(self.positions) - 1 - packing.back)
         scaled = embedded * embedded.shape[-1] ** 0.5
         x = dropout(scaled + positions, packing.back, packing.rows)
