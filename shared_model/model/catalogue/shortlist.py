@@ -39,6 +39,7 @@ class Rows(Protocol):
         """Of items [N]: [N, F]."""
 
 
+# Whose scores between ``low`` and ``high`` [B, N] are still to be worked out, of some users.
 Undecided = Callable[[Tensor, Tensor, slice], Tensor]
 
 
@@ -68,15 +69,14 @@ class Shortlist:
         """
         minds = self._minds(sequence, held)
         own, by_content = self._of_targets(minds, held, targets)
-        users = torch.arange(len(minds))
+        thresholds = torch.stack([own, by_content])[..., None]  # [2, B, 1]
 
-        def undecided(low: Tensor, high: Tensor, part: slice) -> Tensor:
-            near = [(low <= one[:, None]) & (high >= one[:, None]) for one in (own, by_content)]
-            inside = (targets >= part.start) & (targets < part.stop)
-            near[0][users[inside], targets[inside] - part.start] = True
-            return near[0] | near[1]
+        def undecided(low: Tensor, high: Tensor, users: slice) -> Tensor:
+            first, second = ((low <= one) & (high >= one) for one in thresholds[:, users])
+            return first | second
 
-        return self._scores(minds, held, undecided), by_content
+        always = held.scatter(1, targets[:, None], True)
+        return self._scores(minds, held, always, undecided), by_content
 
     def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
         """Scores of all items for B users [B, I], as ``around``; those of each user's ``count``
@@ -89,7 +89,7 @@ class Shortlist:
             low = low.masked_fill(self._names(part) == PAD, -torch.inf)
             found = torch.cat([found, low], 1).topk(count, 1).values
         least = found.min(1, keepdim=True).values
-        return self._scores(minds, held, lambda low, high, part: high >= least)
+        return self._scores(minds, held, held, lambda low, high, users: high >= least[users])
 
     def say(self, state: Tensor, held: Tensor) -> tuple[Tensor, Said]:
         """Scores of all items for one user [I], all of them worked out, and what they are made of;
@@ -106,14 +106,23 @@ class Shortlist:
         """Of the scores of B users; arguments as ``around``."""
         return self._bounds(self._minds(sequence, held), held)
 
-    def _scores(self, minds: list[Mind], held: Tensor, undecided: Undecided) -> Tensor:
-        """The middle of each score's bounds, and where ``undecided`` the score. [B, I]."""
-        bounds, near = self._bounds(minds, held), torch.empty_like(held)
-        scores = self.ids.new_empty(held.shape)
+    def _scores(
+        self, minds: list[Mind], held: Tensor, always: Tensor, undecided: Undecided
+    ) -> Tensor:
+        """The middle of each score's bounds, and where ``undecided`` or ``always`` [B, I] the
+        score. [B, I]."""
+        bounds, near = self._bounds(minds, always), torch.empty_like(held)
+        scores, everybody = self.ids.new_empty(held.shape), slice(0, len(minds))
         for part in self._slices(_PART):
             low, high = bounds.of(part)
-            near[:, part] = undecided(low, high, part)
+            near[:, part] = undecided(low, high, everybody)
             torch.add(low, high, out=scores[:, part]).mul_(0.5)
+        for user in range(len(minds)):
+            names = (near[user] & ~always[user]).nonzero()[:, 0]
+            if len(names):
+                low, high = bounds.closer(user, names)
+                near[user, names] = undecided(low[None], high[None], slice(user, user + 1))[0]
+                scores[user, names] = (low + high) / 2
         for users, names in self._groups(near):
             self._work_out(scores, minds, held, near, users, names)
         return scores
