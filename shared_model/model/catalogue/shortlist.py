@@ -10,7 +10,6 @@ Letters: B users, I items with padding, N of them, K pairs of a user and an item
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from shared_model.model.catalogue.remembered import (
 from shared_model.model.mixture import Candidates, Mixture
 from shared_model.model.sasrec import PAD
 
-_PART = 2**13  # candidates that are compared at once
+_PART = 2**12  # candidates that are compared at once
 _PROJECTED = 2**9  # and projected
 _OVERHEAD = 0.5  # pairs an item up to which users are taken one by one
 _SAMPLE = 1024  # items by which the sides of bounds are chosen
@@ -117,53 +116,51 @@ class Shortlist:
             low, high = bounds.of(part)
             near[:, part] = undecided(low, high, everybody)
             torch.add(low, high, out=scores[:, part]).mul_(0.5)
-        for user in range(len(minds)):
-            names = (near[user] & ~always[user]).nonzero()[:, 0]
-            if len(names):
-                low, high = bounds.closer(user, names)
-                near[user, names] = undecided(low[None], high[None], slice(user, user + 1))[0]
-                scores[user, names] = (low + high) / 2
-        for users, names in self._groups(near):
-            self._work_out(scores, minds, held, near, users, names)
+        left = []
+        for user, own in enumerate(near):
+            names = own.nonzero()[:, 0]
+            sure = always[user].index_select(0, names)
+            few = names[~sure]
+            low, high = bounds.closer(user, few)
+            scores[user].index_copy_(0, few, (low + high) / 2)
+            still = undecided(low[None], high[None], slice(user, user + 1))[0]
+            left.append(torch.cat([names[sure], few[still]]))
+        for names, places in self._groups(left):
+            self._work_out(scores, minds, held, names, places)
         return scores
 
-    def _groups(self, near: Tensor) -> Iterator[tuple[list[int], Tensor]]:
-        """Users and items [N] among which are all pairs that are ``near`` [B, I]: user by user if
-        that reads no more features, or else all users with what some have in common."""
-        counts = [np.count_nonzero(own) for own in near.numpy()]
-        if sum(counts) <= _OVERHEAD * self.size:
-            for user, own in enumerate(near):
-                names: Sequence[Tensor] = torch.split(own.nonzero()[:, 0], _PART)
-                yield from (([user], some) for some in names if len(some))
+    def _groups(self, left: list[Tensor]) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
+        """Items [N], and whose scores of which of them are ``left``: for each user its items'
+        places among these. User by user if that reads no more features, or else all users with what
+        some have in common."""
+        if sum(map(len, left)) <= _OVERHEAD * self.size:
+            for user, own in enumerate(left):
+                for names in torch.split(own, _PART):
+                    yield names, {user: torch.arange(len(names))}
             return
         for part in self._slices(_PART):
-            anybody = near[:, part].any(0).nonzero()[:, 0] + part.start
-            yield list(range(len(near))), anybody
+            inside = [own[(own >= part.start) & (own < part.stop)] for own in left]
+            names = torch.unique(torch.cat(inside))
+            yield names, {user: torch.searchsorted(names, own) for user, own in enumerate(inside)}
 
     def _work_out(
         self,
         scores: Tensor,
         minds: list[Mind],
         held: Tensor,
-        near: Tensor,
-        users: list[int],
         names: Tensor,
+        places: dict[int, Tensor],
     ) -> None:
-        """Put the scores of the ``near`` pairs of some users and items [N] where they belong."""
+        """Put the scores of some users and items, at ``places`` of ``names`` [N], where they
+        belong."""
         block = self._block(names)
-        places = [near[user].index_select(0, names).nonzero()[:, 0] for user in users]
-        found = [names.index_select(0, few) for few in places]
-        holds = [held[user].index_select(0, few) for user, few in zip(users, found, strict=True)]
-        said = [
-            minds[user].say(block, few, own)
-            for user, few, own in zip(users, places, holds, strict=True)
-            if len(few)
-        ]
-        if said:
-            rows = torch.cat([torch.full_like(few, u) for u, few in zip(users, found, strict=True)])
-            items = torch.cat(found)
-            of_items = self.weights[items], self.cold[items]
-            scores[rows, items] = self._fused(said, *of_items, torch.cat(holds))
+        for user, few in places.items():
+            if len(few):
+                items = names.index_select(0, few)
+                holds = held[user].index_select(0, items)
+                said = minds[user].say(block, few, holds)
+                of_items = (self.weights.index_select(0, items), self.cold.index_select(0, items))
+                scores[user].index_copy_(0, items, self._fused([said], *of_items, holds))
 
     def _fused(self, said: Sequence[Said], weights: Tensor, cold: Tensor, held: Tensor) -> Tensor:
         """Scores [K] of what memories said of candidates with the router's ``weights`` [K, 2]."""
@@ -177,19 +174,21 @@ class Shortlist:
         self, minds: list[Mind], held: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Scores of each user's target [B], as it is and as if it were cold: two of [B]."""
-        block, cold = self._block(targets), torch.ones_like(targets, dtype=torch.bool)
+        own, cold = self._block(targets), torch.ones_like(targets, dtype=torch.bool)
         vectors, weights = self._made(targets, cold)
-        by_content = Block(targets, vectors, block.pictures)
-        holds = held.gather(1, targets[:, None])
-        each = [torch.tensor([user]) for user in range(len(minds))]
-        own, other = (
-            [mind.say(one, *pair) for mind, *pair in zip(minds, each, holds, strict=True)]
-            for one in (block, by_content)
+        both = Block(
+            targets.repeat(2), torch.cat([own.vectors, vectors]), own.pictures.repeat(2, 1)
         )
-        return (
-            self._fused(own, self.weights[targets], self.cold[targets], holds[:, 0]),
-            self._fused(other, weights, cold, holds[:, 0]),
+        holds = held.gather(1, targets[:, None])[:, 0]
+        pairs = torch.arange(2 * len(minds)).view(2, -1).T  # [B, 2]
+        said = _joined(
+            [mind.say(both, pair, held.expand(2)) for mind, pair, held in zip(minds, pairs, holds, strict=True)]
         )
+        weights = torch.stack([self.weights[targets], weights], 1).flatten(0, 1)
+        as_cold = torch.stack([self.cold[targets], cold], 1).flatten()
+        scores = self._fused([said], weights, as_cold, holds.repeat_interleave(2))
+        own_score, by_content = scores.view(-1, 2).unbind(1)
+        return own_score, by_content
 
     def _minds(self, sequence: Tensor, held: Tensor) -> list[Mind]:
         """The users; what they remember is projected once for all of them."""
