@@ -206,9 +206,16 @@ def _open_folder(folder: Path) -> Dataset:
     return open_dataset(folder)
 
 
-@lru_cache(maxsize=1)  # a stage's; of a large catalogue each has a table of its own
+_resident: dict[tuple[ModelShape, int, str, Stage], Recommender] = {}  # one at most
+
+
 def _resident_model(shape: ModelShape, seed: int, device: str, stage: Stage) -> Recommender:
-    return build(shape, seed, device, stage)
+    """A stage's: of a large catalogue each has a table of its own, so the last one goes first."""
+    key = (shape, seed, device, stage)
+    if key not in _resident:
+        _resident.clear()
+        _resident[key] = build(*key)
+    return _resident[key]
 
 
 @lru_cache(maxsize=2)
