@@ -74,7 +74,7 @@ class MappedFile:
     def rows(self, array: Halves, places: Ints) -> Halves:
         """Some rows [N] of a mapped array [I, F], read and not mapped: [N, F]."""
         rows = np.empty((len(places), array.shape[1]), array.dtype)
-        into, file = memoryview(rows.view(np.uint8)).cast("B"), self._file.fileno()
+        into, file = rows.view(np.uint8).data.cast("B"), self._file.fileno()
         start, size = self._offset(array), array.strides[0]
         for row, place in enumerate(places.tolist()):
             os.preadv(file, [into[row * size : (row + 1) * size]], start + size * place)

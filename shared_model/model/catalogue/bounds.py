@@ -125,10 +125,10 @@ class Bounds:
         ends = torch.stack([wished.amin(), wished.amax()]) if len(wished) else wished.new_zeros(2)
         off = _ROUNDING * torch.stack([-ends.abs().amax(), ends.abs().amax()])
         odds = ((ends + off)[:, None] - seen.logit).clamp(-_CERTAIN, _CERTAIN).exp()
-        shares = _shares(odds, candidates.prior[:, names])
+        shares = _shares(odds, candidates.prior.index_select(1, names))
         low, high = _mixed([shown[0], told], [shown[1], told], shares)
-        known = candidates.known[names]
-        slack = self.rounding[user] * candidates.along[names, -1]
+        known = candidates.known.index_select(0, names)
+        slack = self.rounding[user] * candidates.along[:, -1].index_select(0, names)
         return low * known + seen.base - slack, high * known + seen.base + slack
 
 

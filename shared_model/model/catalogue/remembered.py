@@ -141,8 +141,10 @@ class Mind:
     def glimpse(self, vectors: Tensor, names: Tensor) -> Glimpse:
         """Of the candidates ``names`` [K], by ``vectors`` [I, D] of all: none of them is held."""
         padded = functional.pad(names, (0, _few_sizes(len(names)) - len(names)))
-        parts = [self._glimpse(vectors.index_select(0, part)) for part in
-                 torch.split(padded, self._at_once())]
+        parts = [
+            self._glimpse(vectors.index_select(0, part))
+            for part in torch.split(padded, self._at_once())
+        ]
         base, logit, value, *shown = torch.cat(parts, -1)[:, : len(names)]
         return Glimpse(base, logit, value, torch.stack(shown))
 

@@ -71,8 +71,8 @@ class Shortlist:
         thresholds = torch.stack([own, by_content])[..., None]  # [2, B, 1]
 
         def undecided(low: Tensor, high: Tensor, users: slice) -> Tensor:
-            first, second = ((low <= one) & (high >= one) for one in thresholds[:, users])
-            return first | second
+            first, second = thresholds[:, users].unbind()
+            return (low <= first) & (high >= first) | (low <= second) & (high >= second)
 
         always = held.scatter(1, targets[:, None], True)
         return self._scores(minds, held, always, undecided), by_content
@@ -120,11 +120,11 @@ class Shortlist:
         for user, own in enumerate(near):
             names = own.nonzero()[:, 0]
             sure = always[user].index_select(0, names)
-            few = names[~sure]
+            few = names.masked_select(~sure)
             low, high = bounds.closer(user, few)
             scores[user].index_copy_(0, few, (low + high) / 2)
             still = undecided(low[None], high[None], slice(user, user + 1))[0]
-            left.append(torch.cat([names[sure], few[still]]))
+            left.append(torch.cat([names.masked_select(sure), few.masked_select(still)]))
         for names, places in self._groups(left):
             self._work_out(scores, minds, held, names, places)
         return scores
@@ -176,23 +176,23 @@ class Shortlist:
         """Scores of each user's target [B], as it is and as if it were cold: two of [B]."""
         own, cold = self._block(targets), torch.ones_like(targets, dtype=torch.bool)
         vectors, weights = self._made(targets, cold)
-        both = Block(
-            targets.repeat(2), torch.cat([own.vectors, vectors]), own.pictures.repeat(2, 1)
-        )
-        holds = held.gather(1, targets[:, None])[:, 0]
-        pairs = torch.arange(2 * len(minds)).view(2, -1).T  # [B, 2]
-        said = _joined(
-            [mind.say(both, pair, held.expand(2)) for mind, pair, held in zip(minds, pairs, holds, strict=True)]
-        )
-        weights = torch.stack([self.weights[targets], weights], 1).flatten(0, 1)
-        as_cold = torch.stack([self.cold[targets], cold], 1).flatten()
-        scores = self._fused([said], weights, as_cold, holds.repeat_interleave(2))
-        own_score, by_content = scores.view(-1, 2).unbind(1)
-        return own_score, by_content
+        features = own.pictures.repeat(2, 1)
+        both = Block(targets.repeat(2), torch.cat([own.vectors, vectors]), features)
+        holds = held.gather(1, targets[:, None])  # [B, 1]
+        pairs = torch.arange(2 * len(minds)).view(2, -1).T  # [B, 2] places in the block
+        said = [
+            mind.say(both, pair, one.expand(2))
+            for mind, pair, one in zip(minds, pairs, holds, strict=True)
+        ]
+        weights = torch.stack([self.weights[targets], weights], 1)  # [B, 2, 2]
+        by_content = torch.stack([self.cold[targets], cold], 1)
+        of_items = weights.flatten(0, 1), by_content.flatten()
+        scores = self._fused(said, *of_items, holds.expand(-1, 2).flatten())
+        return scores[::2], scores[1::2]
 
     def _minds(self, sequence: Tensor, held: Tensor) -> list[Mind]:
         """The users; what they remember is projected once for all of them."""
-        names = held.any(0).nonzero()[:, 0]
+        names = torch.from_numpy(held.numpy().any(0)).nonzero()[:, 0]  # torch takes far longer
         pictures, texts = self._remembered(names)
         return [
             Mind(
