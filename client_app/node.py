@@ -129,9 +129,12 @@ class Node:
     def recall(self, model: Recommender) -> Recall:
         """The memories of this node's users under a loaded model."""
         recall = _recall(self.dataset, self.settings.modalities, torch_device(self.settings.device))
-        backbone = arrays_sha256(read_groups(model, ("item_embedding", "backbone")))
-        trained = arrays_sha256(read_groups(model, model.stage.trained))
-        return recall.with_backbone(backbone, model.frozen_sha256 + trained)
+        stage = model.stage
+        groups = [group for group in ("item_embedding", "backbone") if group in stage.trained]
+        backbone = arrays_sha256(read_groups(model, groups))  # what is frozen has its own hash
+        trained = arrays_sha256(read_groups(model, stage.trained))
+        frozen = model.frozen_sha256
+        return recall.with_backbone(frozen + backbone, frozen + trained)
 
     def novelty(self, total_users: int) -> Ints:
         """Histogram of the novelty that a sample of this node's users meets."""
@@ -206,9 +209,16 @@ def _open_folder(folder: Path) -> Dataset:
     return open_dataset(folder)
 
 
-@lru_cache(maxsize=1)  # a stage's; of a large catalogue each has a table of its own
+_resident: dict[tuple[ModelShape, int, str, Stage], Recommender] = {}  # one at most
+
+
 def _resident_model(shape: ModelShape, seed: int, device: str, stage: Stage) -> Recommender:
-    return build(shape, seed, device, stage)
+    """A stage's: of a large catalogue each has a table of its own, so the last one goes first."""
+    key = (shape, seed, device, stage)
+    if key not in _resident:
+        _resident.clear()
+        _resident[key] = build(*key)
+    return _resident[key]
 
 
 @lru_cache(maxsize=2)

@@ -54,7 +54,7 @@ def _fill(parameter: Tensor, start: Start, key: int) -> None:
         return
     std = _glorot_std(*parameter.shape) if start.std is None else start.std
     drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(key))
-    parameter.copy_(drawn * (std * start.scale))
+    parameter.copy_(drawn.mul_(std * start.scale))
 
 
 def _glorot_std(outputs: int, inputs: int) -> float:

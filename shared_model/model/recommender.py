@@ -34,7 +34,10 @@ class Recommender(nn.Module):
         self.stage = stage
         self.frozen_sha256 = ""  # of the frozen groups that were loaded, on a node
         self._kept: tuple[str, Rows, Catalogue] | None = None
-        self.item_embedding = nn.Embedding(shape.num_items + 1, shape.hidden, padding_idx=PAD)
+        # A table of one's own, since torch would draw a large one that nobody sees (`initialise`).
+        rows, hidden = shape.num_items + 1, shape.hidden
+        table = torch.empty(rows, hidden)
+        self.item_embedding = nn.Embedding(rows, hidden, padding_idx=PAD, _weight=table)
         self.backbone = SASRec(shape.hidden, shape.heads, shape.blocks, shape.max_length)
         self.mixture: Mixture | None = None
         if stage.mixes:

@@ -11,6 +11,7 @@ Letters: B users, I items with padding, N of them, M items that one user remembe
 hidden size, K sides of the box.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +81,8 @@ class Bounds:
         candidates: Extent,
     ) -> None:
         """Of B users who have ``held`` [B, I] bool in memory."""
-        self.held, self.candidates = held, candidates
+        self.minds, self.held, self.gate = minds, held, gate
+        self.candidates = candidates
         longest = candidates.along[:, -1].max()
         around = [_modalities(mind, gate, directions, longest) for mind in minds]
         pictures, texts = zip(*around, strict=True)
@@ -101,21 +103,50 @@ class Bounds:
         candidates, along = self.candidates, self.candidates.along[part]
         base, *centres = product(self.maps, candidates.vectors[part]).chunk(3)
         sizes = self.sizes @ along[:, :-1].T  # [2, B, N]
-        shares = self._shares(candidates.prior[:, part])
+        shares = _shares(self.odds[..., None], candidates.prior[:, part])
         least = [at - by for at, by in zip(centres, sizes, strict=True)]
         most = [at + by for at, by in zip(centres, sizes, strict=True)]
-        low = torch.minimum(*(torch.lerp(least[1], least[0], share) for share in shares))
-        high = torch.maximum(*(torch.lerp(most[1], most[0], share) for share in shares))
+        low, high = _mixed(least, most, shares)
         known, slack = candidates.known[part], self.rounding[:, None] * along[:, -1]
         low, high = low.mul_(known).add_(base).sub_(slack), high.mul_(known).add_(base).add_(slack)
         held = self.held[:, part]
         return low.masked_fill_(held, -torch.inf), high.masked_fill_(held, torch.inf)
 
-    def _shares(self, prior: Tensor) -> list[Tensor]:
-        """The least and the largest weight of pictures in candidates' scores, two of [B, N], by
-        their ``prior`` [2, N]."""
-        odds = self.odds[..., None] * prior[0]  # [2, B, N]
-        return list(odds.div_(odds + prior[1]))
+    def closer(self, user: int, names: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of one user's candidates ``names`` [K] that are not held: two of [K].
+
+        Texts have their say here, and pictures what one of them could add; only how a candidate's
+        picture is compared with these is not looked up.
+        """
+        candidates, mind = self.candidates, self.minds[user]
+        seen, wished = mind.glimpse(candidates.vectors, names), mind.weighing[0][0, 0]
+        told = self.gate * seen.value
+        shown = (self.gate * seen.shown).sort(0).values
+        ends = torch.stack([wished.amin(), wished.amax()]) if len(wished) else wished.new_zeros(2)
+        off = _ROUNDING * torch.stack([-ends.abs().amax(), ends.abs().amax()])
+        odds = ((ends + off)[:, None] - seen.logit).clamp(-_CERTAIN, _CERTAIN).exp()
+        shares = _shares(odds, candidates.prior.index_select(1, names))
+        low, high = _mixed([shown[0], told], [shown[1], told], shares)
+        known = candidates.known.index_select(0, names)
+        slack = self.rounding[user] * candidates.along[:, -1].index_select(0, names)
+        return low * known + seen.base - slack, high * known + seen.base + slack
+
+
+def _shares(odds: Tensor, prior: Tensor) -> Sequence[Tensor]:
+    """The least and the largest weight of pictures in candidates' scores, two of [..., N], by
+    ``odds`` [2, ..., N or 1] and their ``prior`` [2, N]."""
+    odds = odds * prior[0]
+    return odds.div_(odds + prior[1]).unbind()
+
+
+def _mixed(
+    least: Sequence[Tensor], most: Sequence[Tensor], shares: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The least and the largest of mixtures of pictures and texts, which have values between
+    ``least`` and ``most``, by the least and the largest ``shares`` of the former."""
+    low = torch.minimum(*(torch.lerp(least[1], least[0], share) for share in shares))
+    high = torch.maximum(*(torch.lerp(most[1], most[0], share) for share in shares))
+    return low, high
 
 
 def _modalities(

@@ -42,6 +42,17 @@ class Said:
 
 
 @dataclass(frozen=True)
+class Glimpse:
+    """What a memory says of candidates as far as their vectors tell it: all but how their pictures
+    are compared."""
+
+    base: Tensor  # [K] the state's share of the score
+    logit: Tensor  # [K] of the texts
+    value: Tensor  # [K] of the texts
+    shown: Tensor  # [2, K], the least and the largest that a remembered picture adds
+
+
+@dataclass(frozen=True)
 class Remembered:
     """Some remembered items in one modality, those that have it: projected once."""
 
@@ -120,25 +131,53 @@ class Mind:
     def say(self, block: Block, places: Tensor, held: Tensor) -> Said:
         """Of the candidates at ``places`` [K] of a block, of which the memory holds ``held`` [K]
         bool: these do not meet themselves."""
-        size = max(_GRAIN, _CELLS // len(self.maps) // _GRAIN * _GRAIN)
         more = _few_sizes(len(places)) - len(places)
         padded, holds = functional.pad(places, (0, more)), functional.pad(held, (0, more))
+        size = self._at_once()
         parts = zip(torch.split(padded, size), torch.split(holds, size), strict=True)
         said = torch.cat([self._say(block, *part) for part in parts], -1)[:, : len(places)]
         return Said(said[0], said[1::2].T, said[2::2].T)
 
-    def _say(self, block: Block, places: Tensor, held: Tensor) -> Tensor:
-        """The same of few enough: base, and each modality's logit and value. [5, K]."""
-        said = product(self.maps, block.vectors.index_select(0, places))  # [R, K]
-        alike = product(self.compared, block.pictures.index_select(0, places))  # [M.., K]
+    def glimpse(self, vectors: Tensor, names: Tensor) -> Glimpse:
+        """Of the candidates ``names`` [K], by ``vectors`` [I, D] of all: none of them is held."""
+        padded = functional.pad(names, (0, _few_sizes(len(names)) - len(names)))
+        parts = [
+            self._glimpse(vectors.index_select(0, part))
+            for part in torch.split(padded, self._at_once())
+        ]
+        base, logit, value, *shown = torch.cat(parts, -1)[:, : len(names)]
+        return Glimpse(base, logit, value, torch.stack(shown))
+
+    def _at_once(self) -> int:
+        return max(_GRAIN, _CELLS // len(self.maps) // _GRAIN * _GRAIN)
+
+    def _glimpse(self, vectors: Tensor) -> Tensor:
+        """The same of few enough: base, texts' logit and value, pictures' extremes. [5, K]."""
+        base, shown, asked, told = self._by_vector(vectors)
+        nobody = shown.new_empty(0, dtype=torch.long)
+        text = self._token(1, asked, told, nobody, nobody)
+        if not len(shown):
+            shown = torch.zeros_like(base)
+        return torch.cat([base, text, shown.amin(0, True), shown.amax(0, True)])
+
+    def _by_vector(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of candidates' vectors [K, D]: the state's share [1, K], what each picture adds [M, K],
+        and how each text is asked and what it adds, [H, M, K] each."""
+        said = product(self.maps, vectors)  # [R, K]
         (heads, read), seen = self.texts.value.shape[:2], len(self.pictures.names)
         sizes = [1, seen, heads * read, heads * read]
         base, shown, asked, told = torch.split(said[: sum(sizes)], sizes)
-        texts = asked.view(heads, read, len(places)) + self.texts.offset
+        of_heads = (heads, read, len(vectors))
+        return base, shown, asked.view(of_heads) + self.texts.offset, told.view(of_heads)
+
+    def _say(self, block: Block, places: Tensor, held: Tensor) -> Tensor:
+        """The same of few enough: base, and each modality's logit and value. [5, K]."""
+        base, shown, texts, told = self._by_vector(block.vectors.index_select(0, places))
+        alike = product(self.compared, block.pictures.index_select(0, places))  # [M.., K]
         known = held.nonzero()[:, 0]
         names = block.names[places[known]]
-        visual = self._token(0, alike[None, :seen], shown[None], known, names)
-        text = self._token(1, texts, told.view(heads, read, len(places)), known, names)
+        visual = self._token(0, alike[None, : len(shown)], shown[None], known, names)
+        text = self._token(1, texts, told, known, names)
         return torch.cat([base, visual, text])
 
     def _token(

@@ -10,7 +10,6 @@ Letters: B users, I items with padding, N of them, K pairs of a user and an item
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from shared_model.model.catalogue.remembered import (
 from shared_model.model.mixture import Candidates, Mixture
 from shared_model.model.sasrec import PAD
 
-_PART = 2**13  # candidates that are compared at once
+_PART = 2**12  # candidates that are compared at once
 _PROJECTED = 2**9  # and projected
 _OVERHEAD = 0.5  # pairs an item up to which users are taken one by one
 _SAMPLE = 1024  # items by which the sides of bounds are chosen
@@ -39,6 +38,7 @@ class Rows(Protocol):
         """Of items [N]: [N, F]."""
 
 
+# Whose scores between ``low`` and ``high`` [B, N] are still to be worked out, of some users.
 Undecided = Callable[[Tensor, Tensor, slice], Tensor]
 
 
@@ -68,15 +68,14 @@ class Shortlist:
         """
         minds = self._minds(sequence, held)
         own, by_content = self._of_targets(minds, held, targets)
-        users = torch.arange(len(minds))
+        thresholds = torch.stack([own, by_content])[..., None]  # [2, B, 1]
 
-        def undecided(low: Tensor, high: Tensor, part: slice) -> Tensor:
-            near = [(low <= one[:, None]) & (high >= one[:, None]) for one in (own, by_content)]
-            inside = (targets >= part.start) & (targets < part.stop)
-            near[0][users[inside], targets[inside] - part.start] = True
-            return near[0] | near[1]
+        def undecided(low: Tensor, high: Tensor, users: slice) -> Tensor:
+            first, second = thresholds[:, users].unbind()
+            return (low <= first) & (high >= first) | (low <= second) & (high >= second)
 
-        return self._scores(minds, held, undecided), by_content
+        always = held.scatter(1, targets[:, None], True)
+        return self._scores(minds, held, always, undecided), by_content
 
     def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
         """Scores of all items for B users [B, I], as ``around``; those of each user's ``count``
@@ -89,7 +88,7 @@ class Shortlist:
             low = low.masked_fill(self._names(part) == PAD, -torch.inf)
             found = torch.cat([found, low], 1).topk(count, 1).values
         least = found.min(1, keepdim=True).values
-        return self._scores(minds, held, lambda low, high, part: high >= least)
+        return self._scores(minds, held, held, lambda low, high, users: high >= least[users])
 
     def say(self, state: Tensor, held: Tensor) -> tuple[Tensor, Said]:
         """Scores of all items for one user [I], all of them worked out, and what they are made of;
@@ -106,55 +105,62 @@ class Shortlist:
         """Of the scores of B users; arguments as ``around``."""
         return self._bounds(self._minds(sequence, held), held)
 
-    def _scores(self, minds: list[Mind], held: Tensor, undecided: Undecided) -> Tensor:
-        """The middle of each score's bounds, and where ``undecided`` the score. [B, I]."""
-        bounds, near = self._bounds(minds, held), torch.empty_like(held)
-        scores = self.ids.new_empty(held.shape)
+    def _scores(
+        self, minds: list[Mind], held: Tensor, always: Tensor, undecided: Undecided
+    ) -> Tensor:
+        """The middle of each score's bounds, and where ``undecided`` or ``always`` [B, I] the
+        score. [B, I]."""
+        bounds, near = self._bounds(minds, always), torch.empty_like(held)
+        scores, everybody = self.ids.new_empty(held.shape), slice(0, len(minds))
         for part in self._slices(_PART):
             low, high = bounds.of(part)
-            near[:, part] = undecided(low, high, part)
+            near[:, part] = undecided(low, high, everybody)
             torch.add(low, high, out=scores[:, part]).mul_(0.5)
-        for users, names in self._groups(near):
-            self._work_out(scores, minds, held, near, users, names)
+        left = []
+        for user, own in enumerate(near):
+            names = own.nonzero()[:, 0]
+            sure = always[user].index_select(0, names)
+            few = names.masked_select(~sure)
+            low, high = bounds.closer(user, few)
+            scores[user].index_copy_(0, few, (low + high) / 2)
+            still = undecided(low[None], high[None], slice(user, user + 1))[0]
+            left.append(torch.cat([names.masked_select(sure), few.masked_select(still)]))
+        for names, places in self._groups(left):
+            self._work_out(scores, minds, held, names, places)
         return scores
 
-    def _groups(self, near: Tensor) -> Iterator[tuple[list[int], Tensor]]:
-        """Users and items [N] among which are all pairs that are ``near`` [B, I]: user by user if
-        that reads no more features, or else all users with what some have in common."""
-        counts = [np.count_nonzero(own) for own in near.numpy()]
-        if sum(counts) <= _OVERHEAD * self.size:
-            for user, own in enumerate(near):
-                names: Sequence[Tensor] = torch.split(own.nonzero()[:, 0], _PART)
-                yield from (([user], some) for some in names if len(some))
+    def _groups(self, left: list[Tensor]) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
+        """Items [N], and whose scores of which of them are ``left``: for each user its items'
+        places among these. User by user if that reads no more features, or else all users with what
+        some have in common."""
+        if sum(map(len, left)) <= _OVERHEAD * self.size:
+            for user, own in enumerate(left):
+                for names in torch.split(own, _PART):
+                    yield names, {user: torch.arange(len(names))}
             return
         for part in self._slices(_PART):
-            anybody = near[:, part].any(0).nonzero()[:, 0] + part.start
-            yield list(range(len(near))), anybody
+            inside = [own[(own >= part.start) & (own < part.stop)] for own in left]
+            names = torch.unique(torch.cat(inside))
+            yield names, {user: torch.searchsorted(names, own) for user, own in enumerate(inside)}
 
     def _work_out(
         self,
         scores: Tensor,
         minds: list[Mind],
         held: Tensor,
-        near: Tensor,
-        users: list[int],
         names: Tensor,
+        places: dict[int, Tensor],
     ) -> None:
-        """Put the scores of the ``near`` pairs of some users and items [N] where they belong."""
+        """Put the scores of some users and items, at ``places`` of ``names`` [N], where they
+        belong."""
         block = self._block(names)
-        places = [near[user].index_select(0, names).nonzero()[:, 0] for user in users]
-        found = [names.index_select(0, few) for few in places]
-        holds = [held[user].index_select(0, few) for user, few in zip(users, found, strict=True)]
-        said = [
-            minds[user].say(block, few, own)
-            for user, few, own in zip(users, places, holds, strict=True)
-            if len(few)
-        ]
-        if said:
-            rows = torch.cat([torch.full_like(few, u) for u, few in zip(users, found, strict=True)])
-            items = torch.cat(found)
-            of_items = self.weights[items], self.cold[items]
-            scores[rows, items] = self._fused(said, *of_items, torch.cat(holds))
+        for user, few in places.items():
+            if len(few):
+                items = names.index_select(0, few)
+                holds = held[user].index_select(0, items)
+                said = minds[user].say(block, few, holds)
+                of_items = (self.weights.index_select(0, items), self.cold.index_select(0, items))
+                scores[user].index_copy_(0, items, self._fused([said], *of_items, holds))
 
     def _fused(self, said: Sequence[Said], weights: Tensor, cold: Tensor, held: Tensor) -> Tensor:
         """Scores [K] of what memories said of candidates with the router's ``weights`` [K, 2]."""
@@ -168,23 +174,25 @@ class Shortlist:
         self, minds: list[Mind], held: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Scores of each user's target [B], as it is and as if it were cold: two of [B]."""
-        block, cold = self._block(targets), torch.ones_like(targets, dtype=torch.bool)
+        own, cold = self._block(targets), torch.ones_like(targets, dtype=torch.bool)
         vectors, weights = self._made(targets, cold)
-        by_content = Block(targets, vectors, block.pictures)
-        holds = held.gather(1, targets[:, None])
-        each = [torch.tensor([user]) for user in range(len(minds))]
-        own, other = (
-            [mind.say(one, *pair) for mind, *pair in zip(minds, each, holds, strict=True)]
-            for one in (block, by_content)
-        )
-        return (
-            self._fused(own, self.weights[targets], self.cold[targets], holds[:, 0]),
-            self._fused(other, weights, cold, holds[:, 0]),
-        )
+        features = own.pictures.repeat(2, 1)
+        both = Block(targets.repeat(2), torch.cat([own.vectors, vectors]), features)
+        holds = held.gather(1, targets[:, None])  # [B, 1]
+        pairs = torch.arange(2 * len(minds)).view(2, -1).T  # [B, 2] places in the block
+        said = [
+            mind.say(both, pair, one.expand(2))
+            for mind, pair, one in zip(minds, pairs, holds, strict=True)
+        ]
+        weights = torch.stack([self.weights[targets], weights], 1)  # [B, 2, 2]
+        by_content = torch.stack([self.cold[targets], cold], 1)
+        of_items = weights.flatten(0, 1), by_content.flatten()
+        scores = self._fused(said, *of_items, holds.expand(-1, 2).flatten())
+        return scores[::2], scores[1::2]
 
     def _minds(self, sequence: Tensor, held: Tensor) -> list[Mind]:
         """The users; what they remember is projected once for all of them."""
-        names = held.any(0).nonzero()[:, 0]
+        names = torch.from_numpy(held.numpy().any(0)).nonzero()[:, 0]  # torch takes far longer
         pictures, texts = self._remembered(names)
         return [
             Mind(

@@ -90,6 +90,27 @@ def test_no_score_leaves_its_bounds(few: bool, scale: float) -> None:
     assert ((high - low)[nothing] <= 1e-3 * whole.vectors.norm(dim=1)).all()
 
 
+@pytest.mark.parametrize("scale", [0.4, 0.2])
+@torch.no_grad()
+def test_a_closer_look_is_narrower_and_holds_the_score(scale: float) -> None:
+    """Of candidates that are not held; users of up to three items leave its means little room."""
+    mixture, items = random_mixture(True, scale), everything()
+    memory = torch.rand(60, ITEMS).argsort(1) < torch.arange(60)[:, None] % 4
+    memory[:, 0] = False
+    sequence = torch.randn(len(memory), D).double()
+    found = listed(mixture, items).bounds_of(sequence, memory)
+    expected = by_the_formula(mixture, items, sequence, memory)
+    widths, box = [], found.of(slice(0, ITEMS))
+    for user, own in enumerate(memory):
+        names = (~own).nonzero()[:, 0]
+        low, high = found.closer(user, names)
+        assert (low <= expected[user, names]).all()
+        assert (expected[user, names] <= high).all()
+        widths.append(((high - low).mean(), (box[1] - box[0])[user, names].mean()))
+    closer, whole = torch.tensor(widths).mean(0)
+    assert closer < 0.5 * whole
+
+
 @torch.no_grad()
 def test_the_best_are_worked_out() -> None:
     mixture, items, memory = random_mixture(True, 0.1), everything(), held()
