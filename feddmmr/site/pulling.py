@@ -1,7 +1,7 @@
 """How a site fetches what is still on its way to where it is fetched from.
 
 Flower tells of a message before its parts have arrived. Who asks for one too early asks again after
-a second, then after 2, 4, up to 10: here after 0.05 s, then after twice that, up to 0.5 s.
+a second, then after 2, 4, up to 10: here after 0.05 s, then after twice that, up to 0.25 s.
 """
 
 from functools import partial
@@ -11,7 +11,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
 )
 
-_FIRST, _LONGEST = 0.05, 0.5  # seconds
+_FIRST, _LONGEST = 0.05, 0.25  # seconds
 
 # Tries are not counted: as with Flower, what has not come after two hours is given up.
 pull_soon = partial(

@@ -20,7 +20,7 @@ _LATE = 0.15  # of the time that replies took, until they are seen
 
 # A reply is there before its parts are. Flower asks for a part again after 1, 2, 4 s, up to 10.
 http_grid.pull_objects = partial(  # type: ignore[attr-defined]
-    pull_objects, initial_backoff=0.05, backoff_cap=1.0, max_tries_per_object=None
+    pull_objects, initial_backoff=0.05, backoff_cap=0.25, max_tries_per_object=None
 )
 
 
