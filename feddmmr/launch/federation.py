@@ -24,6 +24,8 @@ from feddmmr.launch.flwr_cli import Outcome, RunError, SuperLink, last_line, ope
 from feddmmr.launch.local_superlink import START_SECONDS
 
 CONNECTION = "federation"
+THREADS, IDLE = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"  # of torch, in an environment
+_SITE = "client-apps-"  # with its number: the program that runs a node's apps
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is gone
 _PROGRAMS = Path(sys.executable).parent
 
@@ -122,7 +124,7 @@ class Federation:
 
     def kill(self, number: int) -> None:
         """SIGKILL a SuperNode and all that belongs to it, as when its machine dies."""
-        for name in (f"node-{number}", f"client-apps-{number}"):
+        for name in (f"node-{number}", f"{_SITE}{number}"):
             if name in self._running:
                 self._stop(name, signal.SIGKILL)
 
@@ -137,7 +139,7 @@ class Federation:
         if self.access.client_apps:
             where = ["--runtime-api-address", f"127.0.0.1:{port}"]
             options = _of(number, self.access.client_apps)
-            self.start(f"client-apps-{number}", [*self.site, *options, *where])
+            self.start(f"{_SITE}{number}", [*self.site, *options, *where])
 
     def start(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
         """Start a program in a folder of its own, and end it with the others."""
@@ -170,7 +172,7 @@ class Federation:
     def _environment(self, name: str) -> dict[str, str]:
         home = self.folder / name
         home.mkdir(exist_ok=True)
-        return os.environ | {
+        ours = {
             "HOME": str(home),
             "FLWR_HOME": str(home / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
@@ -179,6 +181,16 @@ class Federation:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "PATH": os.pathsep.join([str(_PROGRAMS), os.environ.get("PATH", os.defpath)]),
         }
+        return self._cores(name) | dict(os.environ) | ours
+
+    def _cores(self, name: str) -> dict[str, str]:
+        """How a program uses the cores, which it shares, unless the user's environment says.
+
+        Sites with a thread for each core take the cores from each other, and threads that wait
+        from all.
+        """
+        share = len(os.sched_getaffinity(0)) // max(1, len(self.nodes))
+        return {IDLE: "PASSIVE"} | ({THREADS: str(max(1, share))} if name.startswith(_SITE) else {})
 
     def _write_connection(self) -> None:
         config = self.flower_home / "config.toml"

@@ -19,12 +19,14 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from feddmmr.launch.bundle import staged
 from shared_model.errors import FedDMMRError
 
 ERROR_MARK = "error: "  # how the app begins the log line that says why it failed
@@ -88,7 +90,9 @@ class SuperLink:
     def submit(self, app: Path, run_config: Path, federation_config: str) -> str:
         """Submit the app with a run-config file; returns the run's id."""
         options = ["--run-config", str(run_config), "--federation-config", federation_config]
-        return str(self._ask("run", str(app), self.connection, *options)["run-id"])
+        with tempfile.TemporaryDirectory(prefix="feddmmr-") as folder:
+            given = staged(app, Path(folder) / "app")
+            return str(self._ask("run", str(given), self.connection, *options)["run-id"])
 
     def follow(self, run_id: str) -> Log:
         """Copy the run's log to stdout until the run ends."""

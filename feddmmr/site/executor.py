@@ -1,5 +1,6 @@
 """Flower's executor of a SuperExec, as one resident worker: see `Executor` in Flower 1.42."""
 
+import time
 from logging import INFO
 
 from flwr.supercore import log
@@ -7,8 +8,11 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 
 from .health import Alive
+from .pauses import Pauses
 from .task import Task
 from .worker import Keeper
+
+SHORTEST, LONGEST = 0.1, 0.3  # seconds between two looks for a task
 
 
 class ResidentExecutor:
@@ -18,6 +22,7 @@ class ResidentExecutor:
         self._keeper = Keeper(lambda line: log(INFO, line))
         self._alive = Alive()
         self._asked = False  # the SuperNode, for a task
+        self._pauses = Pauses(SHORTEST, LONGEST)
 
     def get_eligible_capacity(
         self,
@@ -45,7 +50,12 @@ class ResidentExecutor:
         if spec.runtime_dependency_install:
             return LaunchResult.failed("a resident worker installs nothing: use flower-superexec")
         Task(spec, self._keeper, self._alive.heard).run()
+        self._pauses.begin(time.monotonic())
         return LaunchResult.accepted()
+
+    def sleep(self, seconds: float) -> None:
+        """Instead of ``time.sleep`` between two looks for a task: no longer than Flower would."""
+        time.sleep(min(seconds, self._pauses.next(time.monotonic())))
 
     def reconcile(self) -> None:
         """Between two looks for a task: the one before was answered, or this would not come."""

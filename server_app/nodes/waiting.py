@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.superlink.grid import http_grid
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from shared_model.errors import NodeError
@@ -14,6 +17,11 @@ from shared_model.transport.packing import pack
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0  # seconds between two looks
 _LATE = 0.15  # of the time that replies took, until they are seen
+
+# A reply is there before its parts are. Flower asks for a part again after 1, 2, 4 s, up to 10.
+http_grid.pull_objects = partial(  # type: ignore[attr-defined]
+    pull_objects, initial_backoff=0.05, backoff_cap=0.25, max_tries_per_object=None
+)
 
 
 def replies_to(grid: Grid, requests: Sequence[Message], timeout: float) -> list[Message]:

@@ -10,7 +10,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from shared_model.errors import NodeError
 
-MOST = 4 * 2**20  # bytes; Flower copies a record for each hash of it, and arrays in pieces of 5 MB
+MOST = 8 * 2**20  # bytes; Flower copies a record for each hash of it, and arrays in pieces of 5 MB
 _ONE = "folded"  # the name of the only record, and of what it has
 
 

@@ -1,11 +1,14 @@
 """What `feddmmr federation` tells its nodes; the programs themselves: tests/e2e."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from flwr.common.config import parse_config_args
 
 from client_app.node import open_node
+from feddmmr.launch.federation import THREADS, Federation
 from feddmmr.launch.federation_command import federation, node_configs
 from shared_model.errors import ConfigError
 from shared_model.protocol.config import default_config
@@ -32,3 +35,18 @@ def test_devices_that_do_not_fit_are_refused_before_anything_starts(
         federation(tmp_path / "new", [demo_folder, demo_folder], devices=devices)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("asked", [None, "7"])
+def test_sites_share_the_cores_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None
+) -> None:
+    monkeypatch.delenv(THREADS, raising=False)
+    if asked:
+        monkeypatch.setenv(THREADS, asked)
+    share = str(max(1, len(os.sched_getaffinity(0)) // 3))
+    running = Federation(tmp_path, ["", "", ""])
+    for name, alone in {"client-apps-0": share, "server-apps": "None"}.items():
+        tell = f"import os; print(os.environ.get({THREADS!r}))"
+        running.start(name, [sys.executable, "-c", tell]).wait()
+        assert running.log(name).split() == [asked or alone]
