@@ -9,7 +9,6 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.evaluation.evaluate import evaluate_users
-from client_app.heap import give_back
 from client_app.node import Node, open_node
 from client_app.tables import held_table
 from client_app.training.clipping import covered
@@ -209,7 +208,6 @@ def _answer(
         content = act(node, unpack(unfold(given)))
     except FedDMMRError as error:
         content = messages.error_content(str(error))
-    give_back()
     if is_folded(given) or is_packed(given):
         content = pack(content)
     return Message(fold(content) if is_folded(given) else content, reply_to=message)

@@ -21,6 +21,7 @@ from client_app.data.dataset import (
 )
 from client_app.data.demo import demo_dataset
 from client_app.frozen import keep_frozen, read_frozen
+from client_app.heap import give_back
 from client_app.memory.cache import Recall
 from client_app.memory.novelty import count_novelty, sample_share
 from client_app.memory.on_device import recall_of
@@ -213,10 +214,12 @@ _resident: dict[tuple[ModelShape, int, str, Stage], Recommender] = {}  # one at 
 
 
 def _resident_model(shape: ModelShape, seed: int, device: str, stage: Stage) -> Recommender:
-    """A stage's: of a large catalogue each has a table of its own, so the last one goes first."""
+    """A stage's: of a large catalogue each has a table of its own, so the last one goes first, and
+    what its stage left in pieces."""
     key = (shape, seed, device, stage)
     if key not in _resident:
         _resident.clear()
+        give_back()
         _resident[key] = build(*key)
     return _resident[key]
 
