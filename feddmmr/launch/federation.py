@@ -28,6 +28,9 @@ THREADS, IDLE = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"  # of torch, in an environm
 _SITE = "client-apps-"  # with its number: the program that runs a node's apps
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is gone
 _PROGRAMS = Path(sys.executable).parent
+# What Flower calls its state without a database: it lives as long as this federation. In a file each
+# request, even one that only asks, writes to it, and a round takes up to twice as long.
+_IN_MEMORY = ":flwr-in-memory:"
 
 
 class Federation:
@@ -201,7 +204,7 @@ class Federation:
     def _start_superlink(self) -> None:
         host, _, port = self.address.partition(":")
         _refuse_taken(host, int(port))
-        options = ["--host", host, "--port", port, "--database", str(self.folder / "state.db")]
+        options = ["--host", host, "--port", port, "--database", _IN_MEMORY]
         program = str(_PROGRAMS / "flower-superlink")
         process = self.start("superlink", [program, *self.access.superlink, *options])
 
