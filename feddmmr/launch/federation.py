@@ -28,8 +28,8 @@ THREADS, IDLE = "OMP_NUM_THREADS", "OMP_WAIT_POLICY"  # of torch, in an environm
 _SITE = "client-apps-"  # with its number: the program that runs a node's apps
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal is gone
 _PROGRAMS = Path(sys.executable).parent
-# What Flower calls its state without a database: it lives as long as this federation. In a file each
-# request, even one that only asks, writes to it, and a round takes up to twice as long.
+# What Flower calls its state without a database: it lives as long as this federation. A file is
+# written to in each request, even one that only asks, and a round takes up to twice as long.
 _IN_MEMORY = ":flwr-in-memory:"
 
 
