@@ -19,10 +19,6 @@ from shared_model.stages import STAGES, Stage, names_of
 
 Arrays = dict[str, Tensor]
 
-# So many items a processor compares with all others four times as fast as it finds out with which
-# it need not; from twice as many on it is the other way round.
-FEW = 1200
-
 
 class Recommender(nn.Module):
     """Scores every item as the next one of a history: hidden state times item embedding.
@@ -97,7 +93,7 @@ class Recommender(nn.Module):
 
     def _catalogue(self, visual: Rows, text: Rows, cold: Tensor) -> Catalogue:
         table = self.item_embedding.weight
-        if table.device.type == "cpu" and len(table) > FEW:
+        if table.device.type == "cpu":
             return Shortlist(self.mix(), table, visual, text, cold)
         names = torch.arange(len(table), device=table.device)
         parts = (table, visual[names], text[names], cold, names)

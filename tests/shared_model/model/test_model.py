@@ -4,9 +4,6 @@ import pytest
 import torch
 
 from shared_model.errors import ConfigError, ModelError
-from shared_model.model import recommender
-from shared_model.model.catalogue.shortlist import Shortlist
-from shared_model.model.catalogue.whole import WholeCatalogue
 from shared_model.model.recommender import ModelShape, build, freeze, load_groups, read_groups
 from shared_model.stages import GROUPS, STAGES, Stage, group_of, names_of, stage_of
 
@@ -100,30 +97,3 @@ def test_an_unknown_stage_or_group_is_an_error() -> None:
         names_of(build(SHAPE, 0).state_dict(), ["router"])
     with pytest.raises(ModelError, match="a parameter without a group"):
         group_of("mixture.gates.weight")
-
-
-@pytest.mark.parametrize("stage", [2, 3])
-@torch.no_grad()
-def test_a_processor_ranks_few_items_and_many_alike(
-    stage: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of few it compares all with all, of many those that bounds leave open."""
-    torch.manual_seed(0)
-    model, items = build(SHAPE, 0, stage=stage_of(stage)), SHAPE.num_items + 1
-    for parameter in model.parameters():
-        parameter.copy_(0.3 * torch.randn(parameter.shape))
-    features = [torch.randn(items, width) for width in (SHAPE.visual, SHAPE.text)]
-    cold = torch.zeros(items, dtype=torch.bool)
-    states, held, targets = torch.randn(6, 8), torch.rand(6, items) < 0.4, torch.arange(2, 8)
-    held[:, 0] = False
-    own, ahead = [], []
-    for few, kind in ((items, WholeCatalogue), (0, Shortlist)):
-        monkeypatch.setattr(recommender, "FEW", few)
-        catalogue = model.catalogue(*features, cold)
-        assert isinstance(catalogue, kind)
-        scores, _ = catalogue.around(states, held, targets)
-        own.append(scores.gather(1, targets[:, None]))
-        ahead.append(scores[:, 1:] > own[-1])
-    torch.testing.assert_close(*own)
-    assert torch.equal(*ahead)
-    assert 0 < ahead[0].sum() < ahead[0].numel()
