@@ -11,9 +11,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from ray._raylet import GcsClient
+from ray.exceptions import RpcError
 
 from client_app.data.dataset import Dataset
-from feddmmr.launch.federation import free_ports
+from feddmmr.launch.federation import eventually, free_ports
 from feddmmr.launch.in_process import run_in_process
 from tests.support.flower import (
     THREE_ROUNDS,
@@ -62,6 +64,14 @@ def descendants(pid: int) -> list[int]:
     for each in found:  # grows as we go
         found.extend(children.get(each, []))
     return found
+
+
+def nodes_of(address: str) -> int:
+    """How many Ray nodes have joined a cluster."""
+    try:
+        return len(GcsClient(address=address).get_all_node_info())
+    except RpcError:  # its head is not up yet
+        return 0
 
 
 def actors_of(pid: int) -> set[int]:
@@ -116,6 +126,7 @@ def test_a_simulation_on_two_ray_nodes_gives_the_same_model(
         where = ["--temp-dir", temporary, "--include-dashboard", "false"]
         head = stack.enter_context(ray_node("--head", "--port", gcs, *where))
         second = stack.enter_context(ray_node("--address", f"127.0.0.1:{gcs}"))
+        eventually(lambda: nodes_of(f"127.0.0.1:{gcs}") == 2, 60.0)
         seen = stack.enter_context(watching([head, second]))
         given = ["--run", "spread", "--num-supernodes", "4", "--dataset", data]
         done = flower.run(*given, **{"server-learning-rate": RATE})
