@@ -73,19 +73,23 @@ def test_batches_equal_the_one_user_loop(
         torch.testing.assert_close(update.arrays[name], value, atol=2e-5, rtol=1e-4)
 
 
+def assert_equals_the_loop(dataset: Dataset, plan: RoundPlan, size: int) -> None:
+    model, rows = build(SHAPE, 0), np.arange(dataset.num_users)
+    expected, weight, loss = one_user_loop(model, dataset, rows, plan)
+    update = train_round(model, dataset, rows, plan, size)
+    assert update.weight == weight
+    assert update.loss == pytest.approx(loss, rel=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(update.arrays[name], value, atol=2e-5, rtol=1e-4)
+
+
 def test_stacked_copies_equal_the_one_user_loop(
     small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a GPU does with several local steps, on this processor."""
     monkeypatch.setattr(train, "_in_turn", train.side_by_side)
     plan = dataclasses.replace(PLAN, local_steps=3, fraction=0.7)
-    model, rows = build(SHAPE, 0), np.arange(small_dataset.num_users)
-    expected, weight, loss = one_user_loop(model, small_dataset, rows, plan)
-    update = train_round(model, small_dataset, rows, plan, 6)
-    assert update.weight == weight
-    assert update.loss == pytest.approx(loss, rel=1e-5)
-    for name, value in expected.items():
-        torch.testing.assert_close(update.arrays[name], value, atol=2e-5, rtol=1e-4)
+    assert_equals_the_loop(small_dataset, plan, 6)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
@@ -96,13 +100,7 @@ def test_histories_in_one_row_equal_the_one_user_loop(
     monkeypatch.setattr(objective, "packs", lambda device: True)
     monkeypatch.setattr(losses, "_odds", losses._probabilities)
     plan = dataclasses.replace(PLAN, dropout=dropout, fraction=0.7)
-    model, rows = build(SHAPE, 0), np.arange(small_dataset.num_users)
-    expected, weight, loss = one_user_loop(model, small_dataset, rows, plan)
-    update = train_round(model, small_dataset, rows, plan, 64)
-    assert update.weight == weight
-    assert update.loss == pytest.approx(loss, rel=1e-5)
-    for name, value in expected.items():
-        torch.testing.assert_close(update.arrays[name], value, atol=2e-5, rtol=1e-4)
+    assert_equals_the_loop(small_dataset, plan, 64)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
