@@ -53,13 +53,19 @@ def ray_node(*options: str) -> Iterator[int]:
                     os.kill(pid, signal.SIGKILL)
 
 
+def parent_of(pid: int) -> int:
+    """The process that started one."""
+    stat = (Path("/proc") / str(pid) / "stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
 def descendants(pid: int) -> list[int]:
     """Every process that a process started, and theirs."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(stat.parent.name))
+            each = int(stat.parent.name)
+            children.setdefault(parent_of(each), []).append(each)
     found = children.get(pid, [])
     for each in found:  # grows as we go
         found.extend(children.get(each, []))
@@ -75,13 +81,16 @@ def nodes_of(address: str) -> int:
 
 
 def actors_of(pid: int) -> set[int]:
-    """The ClientApp actors that a Ray node runs."""
-    actors = set()
+    """The ClientApp actors that a Ray node runs.
+
+    What an actor starts has the actor's name until it has one of its own, and is none.
+    """
+    named = {}
     for each in descendants(pid):
         with suppress(OSError):
             if (Path("/proc") / str(each) / "cmdline").read_bytes().startswith(b"ray::ClientApp"):
-                actors.add(each)
-    return actors
+                named[each] = parent_of(each)
+    return {actor for actor, parent in named.items() if parent not in named}
 
 
 @contextmanager
