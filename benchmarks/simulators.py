@@ -108,7 +108,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=5, help="of each, in turns")
-    parser.add_argument("--at-once", type=int, nargs="+", default=[16, 64, 128])
+    parser.add_argument("--at-once", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--config", type=Path, default=own_app() / "conf" / "ml-1m.toml")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     args = parser.parse_args(given)

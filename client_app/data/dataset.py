@@ -197,14 +197,12 @@ def pad_batch(
 
 
 def training_windows(dataset: Dataset, rows: Rows, max_length: int) -> tuple[Ints, Ints]:
-    """`pad_batch` of "train" without padding, for users with a target: the last items of each up to
-    max_length + 1, one user's after the other's, int64 [R + B], and how many inputs each has, [B].
+    """Where the inputs of `pad_batch` of "train" are in `dataset.items`, for users with a target:
+    the place of each one's first, and how many, int64 [B] both. Each has its target behind it.
     """
     stops, _ = _ends_and_targets(dataset, rows, "train")
     lengths = np.minimum(stops - 1 - dataset.indptr[rows], max_length)
-    ends = np.cumsum(lengths + 1)
-    places = np.arange(ends[-1]) + np.repeat(stops - ends, lengths + 1)
-    return dataset.items[places].astype(np.int64), lengths
+    return stops - 1 - lengths, lengths
 
 
 def membership(dataset: Dataset, rows: Rows, counts: Ints) -> npt.NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from client_app.data.content import Content
 from client_app.data.dataset import Dataset, Ints, Rows
+from client_app.data.resident import resident_items
 from shared_model.device import on_device
 from shared_model.memory.cosines import GRID
 from shared_model.memory.memory import MemorySettings
@@ -25,7 +26,7 @@ class Decided:
         self.dataset, self.device = dataset, content.visual.device
         self.key: tuple[str, MemorySettings] | None = None
         self.counts = np.zeros(dataset.num_users, dtype=np.int64)  # decided upon, of each user
-        self.items = on_device(dataset.items.astype(np.int32), self.device)
+        self.items = resident_items(dataset, self.device)
         self.kept = torch.zeros_like(self.items)  # whose item is held, counted in the history
         self.until = torch.zeros_like(self.items)
         self.surprising, self.written = torch.zeros(

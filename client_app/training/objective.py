@@ -22,6 +22,7 @@ from client_app.data.dataset import (
     pad_batch,
     training_windows,
 )
+from client_app.data.resident import resident_items
 from client_app.training.losses import Descent, full_softmax
 from shared_model.device import on_device
 from shared_model.model.dropout import Dropout
@@ -177,14 +178,15 @@ class BackboneObjective:
         """Whole training histories, as far as the model looks back."""
         length = self.model.shape.max_length
         if self.packs:
-            windows, counts = training_windows(self.dataset, rows, length)
-            packing = Packing.of(counts, self.device)
-            pairs = packing.inputs_and_targets(self.placed(windows))
+            firsts, counts = training_windows(self.dataset, rows, length)
+            packing = Packing.of(counts, firsts, self.device)
+            pairs = packing.inputs_and_targets(resident_items(self.dataset, self.device))
             return self._batch(rows, packing.lengths, int(counts.sum()), pairs, packing)
-        inputs, targets = pad_batch(self.dataset, rows, "train", length)
-        counts = (targets != PAD).sum(1)
-        pairs = self.placed(inputs), self.placed(targets)
-        return self._batch(rows, on_device(counts, self.device), int(counts.sum()), pairs)
+        padded = pad_batch(self.dataset, rows, "train", length)
+        counts = (padded[1] != PAD).sum(1)
+        inputs, targets = (on_device(part, self.device) for part in padded)
+        sent = on_device(counts, self.device)
+        return self._batch(rows, sent, int(counts.sum()), (inputs, targets))
 
     def _batch(
         self,
@@ -195,12 +197,12 @@ class BackboneObjective:
         packing: Packing | None = None,
     ) -> Batch:
         weights = aggregation_weights(counts, self.plan.weighting)
-        tensors = dict(zip(("inputs", "targets"), pairs, strict=True))
+        tensors = dict(zip(("inputs", "targets"), map(self.placed, pairs), strict=True))
         return Batch(self.dataset.user_keys[rows], weights, targets, tensors, packing)
 
-    def placed(self, items: Ints) -> Tensor:
-        """Items of any shape as rows of the model's table, on its device."""
-        return on_device(items, self.device)
+    def placed(self, items: Tensor) -> Tensor:
+        """Items of any shape as rows of the model's table."""
+        return items
 
     def single_user(self, batch: Batch, user: int) -> Batch:
         """Without padding, but for a round length."""

@@ -39,11 +39,6 @@ class RoundItems:
     items: Ints  # [K], rising
     stands_for: npt.NDArray[np.float32]  # [K], log of a number of items
 
-    def places(self, items: Ints) -> Ints:
-        """Where items that are among these stand; any shape."""
-        found: Ints = np.searchsorted(self.items, items)
-        return found
-
 
 def met_items(dataset: Dataset, having: Rows, max_length: int) -> Ints:
     """The items that participants ``having`` train on, as inputs or targets: int64 [M], rising."""
@@ -89,10 +84,10 @@ class SampledObjective(BackboneObjective):
         self, model: Recommender, dataset: Dataset, plan: RoundPlan, competing: RoundItems
     ) -> None:
         super().__init__(model, dataset, plan)
-        self.competing = competing
+        self.items = on_device(competing.items, self.device)
         self.absent = torch.tensor([PAD], device=self.device)
         self.bias = on_device(competing.stands_for, self.device)
 
-    def placed(self, items: Ints) -> Tensor:
+    def placed(self, items: Tensor) -> Tensor:
         """Among the round's."""
-        return super().placed(self.competing.places(items))
+        return torch.searchsorted(self.items, items)

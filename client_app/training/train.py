@@ -117,10 +117,11 @@ def _train(
     freeze(model, model.stage)
     device = model.item_embedding.weight.device.type
     size = batch_size(users_per_batch, device, plan.stage)
-    chosen = size.split(having, make(model).seen(having))
+    objective = make(model)
+    chosen = size.split(having, objective.seen(having))
     workers = max(1, min(torch.get_num_threads(), len(chosen))) if device == "cpu" else 1
     if workers == 1:
-        return _train_batches(model, make(model), chosen, plan, size)
+        return _train_batches(model, objective, chosen, plan, size)
 
     def share(worker: int) -> LocalUpdate:
         own = copy.deepcopy(model)
@@ -143,7 +144,7 @@ def _train_batches(
     """The summed update of some batches of users; one that does not fit is trained in halves."""
     on_cpu = model.item_embedding.weight.device.type == "cpu"
     train_batch = _one_step if plan.sums_users else _in_turn if on_cpu else side_by_side
-    sums = {n: torch.zeros_like(p) for n, p in read_groups(model, model.stage.trained).items()}
+    sums = _zeros(read_groups(model, model.stage.trained))
     told: list[Told] = []
     objective.foresee(np.concatenate([_NOTHING, *chosen]))
     if plan.sums_users:
@@ -166,6 +167,13 @@ def _train_batches(
         torch.cuda.empty_cache()
     objective.settle([Descent(sums, plan.learning_rate)])
     return summed(sums, told)
+
+
+def _zeros(like: Arrays) -> Arrays:
+    """As many zeros, in one call: a GPU waits for each."""
+    sums = {name: torch.empty_like(array) for name, array in like.items()}
+    torch._foreach_zero_(list(sums.values()))
+    return sums
 
 
 def _dropout_keys(batch: Batch, plan: RoundPlan, step: int) -> Tensor:

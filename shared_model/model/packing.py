@@ -42,12 +42,14 @@ class Packing:
 
     rows: Tensor  # [R] whose each is
     back: Tensor  # [R] how many came after it
+    at: Tensor  # [R] where each one's item stands in a list of all
     lengths: Tensor  # [B]
     parts: tuple[Part, ...]
 
     @classmethod
-    def of(cls, lengths: Ints, device: torch.device) -> "Packing":
-        """Of histories of these ``lengths`` [B], at least 1 each, best if rising.
+    def of(cls, lengths: Ints, firsts: Ints, device: torch.device) -> "Packing":
+        """Of histories of these ``lengths`` [B], at least 1 each, best if rising, the first of each
+        at the places ``firsts`` [B] of a list.
 
         A user's numbers come from the processor and a position's are made where they stay, so that
         little is sent, and nobody has to ask a GPU how many there are.
@@ -56,24 +58,23 @@ class Packing:
         shapes = [(len(own), int(own.max(initial=1))) for own in groups]
         places = [np.arange(users) * longest for users, longest in shapes]
         starts = np.cumsum(lengths) - lengths
-        by_user = on_device(np.stack([lengths, starts, np.concatenate(places)]), device)
+        by_user = on_device(np.stack([lengths, starts, firsts, np.concatenate(places)]), device)
         sizes = [int(own.sum()) for own in groups]
         rows = torch.repeat_interleave(by_user[0], output_size=sum(sizes))
-        length, start, place = by_user.index_select(1, rows)
+        length, start, first, place = by_user.index_select(1, rows)
         before = torch.arange(len(rows), device=device) - start
         parts = map(Part, (place + before).split_with_sizes(sizes), shapes)
-        return cls(rows, length - 1 - before, by_user[0], tuple(parts))
+        return cls(rows, length - 1 - before, first + before, by_user[0], tuple(parts))
 
     def by_part(self, values: Tensor) -> list[tuple[Part, Tensor]]:
         """Each part with its own of the values [R, .]: [r, .]."""
         sizes = [len(part.places) for part in self.parts]
         return list(zip(self.parts, values.split_with_sizes(sizes), strict=True))
 
-    def inputs_and_targets(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Of users' ``windows`` [R + B], each one longer than its history: the item at each
-        position and the one after it, [R] both."""
-        at = torch.arange(len(self.rows), device=windows.device) + self.rows
-        return windows[at], windows[at + 1]
+    def inputs_and_targets(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the list of all ``items`` [N]: that of each position and the one after it, int64 [R]
+        both."""
+        return items[self.at].long(), items[self.at + 1].long()
 
 
 def _groups(lengths: Ints) -> list[Ints]:

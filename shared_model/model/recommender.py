@@ -160,6 +160,7 @@ def check_arrays(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None
 
 def freeze(model: nn.Module, stage: Stage) -> None:
     """Let gradients reach the stage's trained groups only."""
-    trained = set(names_of(model.state_dict(), stage.trained))
-    for name, parameter in model.named_parameters():
+    named = dict(model.named_parameters())
+    trained = set(names_of(named, stage.trained))
+    for name, parameter in named.items():
         parameter.requires_grad_(name in trained)

@@ -97,16 +97,16 @@ def test_padded_batches_equal_a_loop_over_lists(
 
 
 @pytest.mark.parametrize("max_length", [1, 4, 50])
-def test_training_windows_are_the_last_items(
+def test_training_windows_are_where_the_last_items_are(
     make_dataset: Any, small_histories: Histories, max_length: int
 ) -> None:
     dataset = make_dataset(small_histories, num_items=30, cold=COLD)
     expected = naive_by_row(small_histories, COLD)
     rows = np.array([row for row, of in enumerate(expected) if len(of["train"][0]) > 1])[::-1]
-    windows, lengths = training_windows(dataset, rows, max_length)
-    own = [expected[row]["train"][0][-max_length - 1 :] for row in rows]
-    assert windows.tolist() == [item for window in own for item in window]
-    assert lengths.tolist() == [len(window) - 1 for window in own]
+    firsts, lengths = training_windows(dataset, rows, max_length)
+    ends = firsts + lengths + 1  # the last target is behind the last input
+    windows = [dataset.items[at:end].tolist() for at, end in zip(firsts, ends, strict=True)]
+    assert windows == [expected[row]["train"][0][-max_length - 1 :] for row in rows]
 
 
 def test_a_user_with_three_items_has_no_training_pair(make_dataset: Any) -> None:

@@ -1,5 +1,6 @@
 """SASRec against a naive reference, and the properties that everything else relies on."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -103,10 +104,13 @@ def test_histories_in_one_row_are_what_they_are_apart(
     model, inputs = randomised(), left_pad(histories, 12)
     valid, keys = inputs != 0, torch.tensor([5, -7, 2**40])
     expected = model.backbone(model.item_embedding(inputs), valid, Dropout(rate, keys))[valid]
-    packing = Packing.of(valid.sum(1).numpy(), inputs.device)
+    lengths = valid.sum(1).numpy()
+    ends = len(lengths) + 3 + np.cumsum(lengths[::-1] + 1)[::-1]  # the last user's come first
+    packing = Packing.of(lengths, ends - lengths - 1, inputs.device)
     assert len(packing.parts) == parts
-    windows = torch.tensor([item for history in histories for item in [*history, 40]])
-    packed, targets = packing.inputs_and_targets(windows)
+    others = [1] * (len(lengths) + 3)
+    items = torch.tensor([*others, *(item for own in histories[::-1] for item in [*own, 40])])
+    packed, targets = packing.inputs_and_targets(items.int())
     assert packed.tolist() == inputs[valid].tolist()
     assert targets.tolist() == [item for own in histories for item in [*own[1:], 40]]
     embedded = model.item_embedding(packed)
