@@ -32,6 +32,7 @@ def federation(
     if not Path("/proc/self/environ").exists():
         raise ConfigError("it finds its processes by /proc", expected="Linux", todo="use Docker")
     _refuse_missing(data)
+    _refuse_used(folder)
     nodes = node_configs(data, devices)
     access = secured(keys) if keys else None
     for end in ENDINGS:
@@ -67,6 +68,17 @@ def _how_to_run(federation: Federation) -> str:
     nodes = f"min-nodes={len(federation.nodes)}"
     program = [sys.argv[0], "run", "--connection", CONNECTION, "--set", nodes]
     return f"FLWR_HOME={quote(str(federation.flower_home))} {join(program)}"
+
+
+def _refuse_used(folder: Path) -> None:
+    """A federation's state, logs and results are those of one SuperLink."""
+    if folder.exists():
+        raise ConfigError(
+            "the folder is there already",
+            where=str(folder),
+            expected="a new one, for state, logs and results",
+            todo="name another, or remove it and the results in it",
+        )
 
 
 def _refuse_missing(data: list[Path]) -> None:

@@ -37,6 +37,13 @@ def test_devices_that_do_not_fit_are_refused_before_anything_starts(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_in_use_is_left_as_it_is(demo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("of another federation")
+    with pytest.raises(ConfigError, match=r"there already.*expected a new one.*name another"):
+        federation(tmp_path, [demo_folder])
+    assert [left.name for left in tmp_path.iterdir()] == ["results"]
+
+
 @pytest.mark.parametrize("asked", [None, "7"])
 def test_sites_share_the_cores_unless_the_user_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None
