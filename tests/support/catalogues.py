@@ -3,6 +3,7 @@
 import torch
 
 from shared_model.model.mixture import Candidates, Memories, Mixture
+from shared_model.model.sasrec import PAD
 from tests.support.naive_mixture import D, S, V, unit
 
 ITEMS, USERS = 30, 6
@@ -38,9 +39,11 @@ def held() -> torch.Tensor:
 def by_the_formula(
     mixture: Mixture, items: Candidates, sequence: torch.Tensor, held: torch.Tensor
 ) -> torch.Tensor:
-    """Each user alone, as training scores candidates. [B, I]."""
+    """Each user alone, with a bank of what it remembers, as training scores candidates. [B, I]."""
     rows = []
     for state, own in zip(sequence, held, strict=True):
-        bank = Memories(items.names, items.visual, items.text, own[None, None])
+        few = own.nonzero()[:, 0] if own.any() else torch.tensor([PAD])
+        features = items.names[:, few], items.visual[:, few], items.text[:, few]
+        bank = Memories(*features, own[None, None, few])
         rows.append(mixture(state[None, None], items, bank).scores[0, 0])
     return torch.stack(rows)

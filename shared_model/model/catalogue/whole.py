@@ -5,6 +5,10 @@ ranks the same candidates at one position: its memory then only chooses columns 
 (candidate, remembered item), and a batch of users is a product with these. A GPU evaluates so; a
 processor by ``shortlist.py``.
 
+Such tables hold attention next to the largest of all items. Where logits may lie so far apart that
+the formula, which looks at one memory's, would tell items from one another that are all nothing
+beside others, users have tables of their own.
+
 Letters: B users, I items with padding, N candidates, L remembered items, H heads, D hidden size, S
 the size of texts.
 """
@@ -16,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from shared_model.model.looking import FLOOR
 from shared_model.model.mixture import Candidates, ItemVectors, Mixture
 from shared_model.model.router import MODALITIES
 from shared_model.model.sasrec import PAD
@@ -75,22 +80,38 @@ class WholeCatalogue:
         self.content, self.vectors = made.content[0], made.vectors[0]  # [I, D]
         self.queries = mixture.experts.text.queries(self.vectors)  # [H, I, S/H]
         self.wanted = mixture.fusion.wanted(self.vectors)  # [I, D]
+        self.shared = self._spread() <= -FLOOR
         heads = 1 + len(self.queries)
         self.kept: list[_Table] | None = None
-        if 2 * heads * self.size**2 <= _KEPT[self.device.type]:
+        if self.shared and 2 * heads * self.size**2 <= _KEPT[self.device.type]:
             self.kept = self._tables(slice(None), self._everything())
 
     def around(self, sequence: Tensor, held: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """As ``Catalogue``; everything is exact."""
-        return self.scores(sequence, held), self.as_cold(sequence, held, targets)
+        at_once = len(sequence) if self.shared else 1
+        given = (torch.split(each, at_once) for each in (sequence, held, targets))
+        by_content = torch.cat([self._as_cold(*some) for some in zip(*given, strict=True)])
+        return self.best(sequence, held, self.size), by_content
 
     def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
         """As ``Catalogue``; everything is exact."""
-        return self.scores(sequence, held)
+        at_once = len(sequence) if self.shared else 1
+        users = zip(torch.split(sequence, at_once), torch.split(held, at_once), strict=True)
+        return torch.cat([self._of_all(*some) for some in users])
 
-    def scores(self, sequence: Tensor, held: Tensor) -> Tensor:
-        """Scores of all items for B users: states ``sequence`` [B, D], memories ``held`` [B, I]
-        bool -> [B, I]."""
+    def _spread(self) -> float:
+        """No candidate's logits of two items lie farther apart, in nats, as it is or as if cold."""
+        experts, everybody = self.mixture.experts, torch.ones_like(self.items.cold[0])
+        alone = experts.text.queries(experts.vectors(self.content, self.content, everybody))
+        asked = torch.stack([_longest(self.queries), _longest(alone)]).amax(0)  # [H]
+        parts = torch.split(self.items.text, _PART, 1)
+        keys = torch.stack([_longest(experts.text.keys(part)[0]) for part in parts]).amax(0)  # [H]
+        texts = asked * keys * (self.items.text.shape[-1] / len(keys)) ** -0.5
+        pictures = experts.visual.sharpness.abs().amax()  # of unit rows
+        return 2 * float(torch.maximum(texts.amax(), pictures))
+
+    def _of_all(self, sequence: Tensor, held: Tensor) -> Tensor:
+        """Scores of all items for some users."""
         if self.kept is not None:
             return self._scores(sequence, held, slice(None), held, self.kept)
         columns = _columns(held)  # [L]
@@ -102,7 +123,7 @@ class WholeCatalogue:
         ]
         return torch.cat(scores, 1)
 
-    def as_cold(self, sequence: Tensor, held: Tensor, targets: Tensor) -> Tensor:
+    def _as_cold(self, sequence: Tensor, held: Tensor, targets: Tensor) -> Tensor:
         """What each user's target [B] would score if it were cold: by its content. [B]."""
         columns = _columns(held)  # [L]
         experts, fusion, content = self.mixture.experts, self.mixture.fusion, self.content[targets]
@@ -187,6 +208,12 @@ class WholeCatalogue:
 
     def _parts(self, size: int) -> Iterator[slice]:
         return (slice(start, start + size) for start in range(0, self.size, size))
+
+
+def _longest(vectors: Tensor) -> Tensor:
+    """The largest norm of each head's vectors [H, N, .]: [H]."""
+    longest: Tensor = vectors.norm(dim=-1).amax(1)
+    return longest
 
 
 def _columns(held: Tensor) -> Tensor:
