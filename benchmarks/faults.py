@@ -5,8 +5,8 @@
 Every row is a run of Stage 1 in one process, with ten nodes on the demo dataset. One of them is bad
 from a sixth of the rounds on (fault_parts/cases.py). A row fails, and the command with it, if its
 run does not complete, or if the last round's arrays, scored on all users, have less than 0.98 of
-the undisturbed run's validation HR@10. Stock FedAvg (fault_parts/stock.py) gets the replies of the
-first bad round.
+the undisturbed run's validation HR@10; beside it is that of the other nodes' users. Stock FedAvg
+(fault_parts/stock.py) gets the replies of the first bad round.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from server_app.record.manifest import Record
 from shared_model.errors import ConfigError, DataError, FedDMMRError
 from shared_model.protocol import messages
 from shared_model.protocol.config import Value, default_config, key_of, parse_settings
-from shared_model.protocol.metrics import MetricSums
+from shared_model.protocol.metrics import merge as merge_sums
 from shared_model.protocol.settings import AGGREGATIONS
 
 NAMES = [fault.name for fault in FAULTS]
@@ -66,30 +66,33 @@ class Bench:
             except FedDMMRError as error:
                 return {"stopped": str(error)}, grid
 
-    def hit_rate(self, grid: FaultyGrid) -> float:
-        """HR@10 (uniform-100, group "all") of the last validated arrays, over all users."""
+    def hit_rates(self, grid: FaultyGrid) -> dict[str, float]:
+        """HR@10 (uniform-100, group "all") of the last validated arrays, over all users and over
+        those of the other nodes."""
         if grid.last is None:
-            return 0.0
-        [node] = (alone := InProcessGrid(self._node_configs(1), self.config)).get_node_ids()
-        request = Message(grid.last.content, node, messages.EVALUATE)
-        [reply] = alone.send_and_receive([request])
-        sums = messages.read_metrics(messages.check_reply(reply))
-        return MetricSums(sums).report()["all"]["uniform-100"]["hr@10"]
+            return {"hr@10": 0.0, "others": 0.0}
+        whole = InProcessGrid(self._node_configs(self.nodes), self.config)
+        asked = [Message(grid.last.content, n, messages.EVALUATE) for n in whole.get_node_ids()]
+        replies = [messages.check_reply(reply) for reply in whole.send_and_receive(asked)]
+        sums = [messages.read_metrics(content) for content in replies]
+        others = sums[: self.bad] + sums[self.bad + 1 :]
+        return {"hr@10": _hit_rate(sums), "others": _hit_rate(others)}
 
-    def row(self, fault: Fault, undisturbed: float, honest: list[Message]) -> Record:
+    def row(self, fault: Fault, undisturbed: dict[str, float], honest: list[Message]) -> Record:
         """One row of the table, as the JSON has it."""
         started = time.monotonic()
         document, grid = self.run(fault)
-        hit_rate, complete = self.hit_rate(grid), "stopped" not in document
+        hit_rates, complete = self.hit_rates(grid), "stopped" not in document
         told = _told(document, f"partition-{self.bad}")
         return {
             "fault": fault.name,
             "stock": outcome(grid.replies, honest),
             "complete": complete,
             **told,
-            "hr@10": hit_rate,
-            "undisturbed": undisturbed,
-            "passed": complete and hit_rate >= PASSED * undisturbed,
+            **hit_rates,
+            "undisturbed": undisturbed["hr@10"],
+            "undisturbed_others": undisturbed["others"],
+            "passed": complete and hit_rates["hr@10"] >= PASSED * undisturbed["hr@10"],
             "seed": self.config["seed"],
             "config": {k: v for k, v in self.config.items() if k not in ("home", "run")},
             "nodes": self.nodes,
@@ -101,6 +104,10 @@ class Bench:
     @staticmethod
     def _node_configs(nodes: int) -> list[dict[str, Value]]:
         return [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
+
+
+def _hit_rate(sums: list[dict[str, float]]) -> float:
+    return merge_sums(sums).report()["all"]["uniform-100"]["hr@10"]
 
 
 def _told(document: Mapping[str, Any], node: str) -> Record:
@@ -133,7 +140,7 @@ def benchmark(args: argparse.Namespace) -> Record:
         document, grid = bench.run(UNDISTURBED)
         if "stopped" in document:
             raise DataError("the undisturbed run does not complete", got=document["stopped"])
-        undisturbed = bench.hit_rate(grid)
+        undisturbed = bench.hit_rates(grid)
         result: Record = {"dataset": document["dataset"], "app": document["app"], "rows": []}
         for number, fault in enumerate((f for f in FAULTS if f.name in args.faults), start=1):
             row = bench.row(fault, undisturbed, grid.replies)
@@ -165,16 +172,17 @@ def print_table(result: Record) -> None:
     title = (
         f"{first['config'][key_of('aggregation')]}, seed {first['seed']}: 1 of {first['nodes']} "
         f"nodes bad from round {first['from_round']} of {first['config']['num-rounds']}; "
-        f"undisturbed HR@10 {first['undisturbed']:.4f}"
+        f"undisturbed HR@10 {first['undisturbed']:.4f}, others' {first['undisturbed_others']:.4f}"
     )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("sent", "stock FedAvg", "this project", "HR@10", ""):
+    for heading in ("sent", "stock FedAvg", "this project", "HR@10", "others'", ""):
         table.add_column(heading)
     for row in result["rows"]:
         verdict = "ok" if row["passed"] else "FAILED"
         stock = row["stock"]["text"]
         ours = row["ours"] if len(row["ours"]) <= _SHOWN else row["ours"][: _SHOWN - 3] + "..."
-        table.add_row(row["fault"], stock, ours, f"{row['hr@10']:.4f}", verdict)
+        rates = [f"{row[name]:.4f}" for name in ("hr@10", "others")]
+        table.add_row(row["fault"], stock, ours, *rates, verdict)
     Console(width=160).print(table)
 
 

@@ -39,7 +39,7 @@ def test_every_row_completes_and_names_the_offender(
     tmp_path: Path, small_dataset: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, result = run_benchmark(tmp_path, small_dataset)
-    rows = result["rows"]
+    rows, users = result["rows"], small_dataset.num_users
     assert [row["fault"] for row in rows] == CHOSEN
     for row, reason in zip(rows, ("not finite", "update norm", "failed with code 2"), strict=True):
         assert row["complete"]
@@ -49,6 +49,9 @@ def test_every_row_completes_and_names_the_offender(
         assert (row["seed"], row["config"]["num-rounds"], row["nodes"]) == (0, 3, 4)
         assert row["config"]["aggregation"] == "clipped"
         assert row["passed"] == (row["hr@10"] >= 0.98 * row["undisturbed"])
+        bad = row["hr@10"] * users - row["others"] * (users - users // 4)  # of a quarter of them
+        assert bad == pytest.approx(round(bad), abs=1e-6)
+        assert 0 <= round(bad) <= users // 4
     assert "not finite" in rows[0]["stock"]["text"]
     assert rows[1]["stock"]["off"] > 1e4
     assert rows[2]["stock"]["off"] < 2
