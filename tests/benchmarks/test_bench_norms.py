@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import norms
-from benchmarks.norms import main
+from benchmarks.sites import norms
+from benchmarks.sites.norms import main
 from tests.support.staged import SETTINGS, write_mixed
 
 TINY = [f"{key.replace('_', '-')}={json.dumps(value)}" for key, value in SETTINGS.items()]
