@@ -10,6 +10,7 @@ table, such as a split or what a filter leaves, has the same ids as the whole.
 import re
 import warnings
 from decimal import Decimal
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,10 @@ _EXACT = 2**53  # from here on a float64 may stand for several integers
 _INTEGER = r"-?(?:0|[1-9][0-9]*)"  # "007" is text: as an integer it would lose its zeros
 _WHOLE_FLOAT = rf"^({_INTEGER})\.0+$"
 _ROUNDED = r"-?[0-9](?:\.[0-9]+)?[eE]\+[0-9]+"  # as spreadsheets and floats write long numbers
+_ZONE = r"Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?"  # hours alone, "+00", are DuckDB's and PostgreSQL's
 _ISO_DATE = (
     r"^([0-9]{4}-[0-9]{2}-[0-9]{2})"
-    r"(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?) ?(Z|UTC|[+-][0-9]{2}:?[0-9]{2})?)?$"
+    rf"(?:[T ]([0-9]{{2}}:[0-9]{{2}}(?::[0-9]{{2}}(?:\.[0-9]+)?)?) ?({_ZONE})?)?$"
 )
 
 
@@ -139,8 +141,8 @@ def _missing(values: pd.Series) -> "pd.Series[bool]":
 
 
 def _is_id(value: object) -> bool:
-    """Text or a number; a truth value is an int to Python, but no id."""
-    kinds = (str, int, float, Decimal, np.integer, np.floating)
+    """Text, a number or a UUID of parquet; a truth value is an int to Python, but no id."""
+    kinds = (str, int, float, Decimal, np.integer, np.floating, UUID)
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 

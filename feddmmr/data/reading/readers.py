@@ -186,6 +186,9 @@ def _read_parquet(path: Path, layout: Layout) -> Interactions:
         table = pd.read_parquet(path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError("the file cannot be read", where=str(path), got=str(error)) from error
+    # Columns that pandas wrote as an index are columns of the file like the others.
+    if named := [name for name in table.index.names if name and name not in table]:
+        table = table.reset_index(level=named)
     check_names([str(name) for name in table.columns], path)
     table.index = pd.RangeIndex(len(table), name="row")
     return Interactions(path.stem, select(table, layout, path), path)

@@ -6,6 +6,7 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,10 @@ def cleaned(values: Any, clean: Any = clean_ids) -> list[Any]:
         (["1.5", "a b"], ["1.5", "a b"]),
         (pd.Series(["1", 2, 3.0, Decimal("4.00")], dtype=object), [1, 2, 3, 4]),
         (pd.Series(["1", "2"], dtype="category"), [1, 2]),
+        (
+            pd.Series([UUID(int=0xAB), UUID(int=1)]),
+            [f"{'0' * 8}-0000-0000-0000-{'0' * 10}{end}" for end in ("ab", "01")],
+        ),
     ],
 )
 def test_ids_are_exact(values: Any, expected: list[Any]) -> None:
@@ -103,6 +108,7 @@ ZONE = dt.timezone(dt.timedelta(hours=2))
         (["2001-01-01", "2001-01-01T00:00:01Z"], [MIDNIGHT, MIDNIGHT + 1]),
         (["2001-01-01 02:00:00+02:00", "2001-01-01 00:00:00"], [MIDNIGHT, MIDNIGHT]),
         (["2001-01-01T00:00:00.25", "2001-01-01"], [MIDNIGHT + 0.25, MIDNIGHT]),
+        (["2001-01-01 00:00:00+00", "2000-12-31 19:00:00.5-05"], [MIDNIGHT, MIDNIGHT + 0.5]),
         (["2001-01-01 00:00:00 UTC", "2001-01-01T01:00+0100"], [MIDNIGHT, MIDNIGHT]),
         (pd.Series(["2001-01-01"]).astype("datetime64[ns]"), [MIDNIGHT]),
         (pd.Series(["2001-01-01"]).astype("datetime64[s]"), [MIDNIGHT]),
@@ -129,6 +135,7 @@ def test_times_have_one_meaning(values: Any, expected: list[float]) -> None:
         (["2001-01-01", "5"], "not a number.*row 0.*expected a finite number, or an ISO date in"),
         (["2001-02-30", "2001-01-01"], "not a number or a date.*row 0"),
         (["now", "today"], "not a number or a date"),
+        (["2001-01-01T05:00+1", "2001-01-01"], "not a number or a date.*row 0"),
         (["2001-01-01T25:00", "2001-01-01"], "not a number or a date.*row 0"),
         (["2001/01/01", "2001-01-01"], "not a number or a date.*row 0"),
         (pd.Series([10**400, 1], dtype=object), "not a number.*got 10000"),

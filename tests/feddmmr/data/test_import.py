@@ -89,9 +89,11 @@ def test_csv_and_parquet_with_other_column_names(tmp_path: Path, ratings: list[R
     table["who"] = "u" + table["who"].astype(str)
     table.to_csv(tmp_path / "a.csv", index=False)
     table.to_parquet(tmp_path / "a.parquet")
+    table.set_index(["who", "when"]).to_parquet(tmp_path / "index.parquet")
+    table.set_index("when", append=True).to_parquet(tmp_path / "part.parquet")
     names = {"user_column": "who", "item_column": "what", "time_column": "when"}
     expected = {f"u{user}": history for user, history in naive_histories(ratings).items()}
-    for source in ("a.csv", "a.parquet"):
+    for source in ("a.csv", "a.parquet", "index.parquet", "part.parquet"):
         dataset = import_to(tmp_path / f"out-{source}", tmp_path / source, **names)
         assert histories_of(dataset) == expected
 
