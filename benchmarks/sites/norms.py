@@ -1,6 +1,6 @@
 """How near honest nodes come to the norm limit, which must never touch them (docs/faults.md).
 
-    uv run python -m benchmarks.sites.norms --dataset /abs/ml-1m --config conf/ml-1m.toml --out norms.json
+    uv run python -m benchmarks.sites.norms --out norms.json [--dataset /abs/ml-1m]
 
 All stages on many nodes in one process. Their updates, added up, are those of fewer nodes with the
 same users; of each number of nodes the largest update is told as a share of its limit, over all

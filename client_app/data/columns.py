@@ -23,7 +23,7 @@ _EXACT = 2**53  # from here on a float64 may stand for several integers
 _INTEGER = r"-?(?:0|[1-9][0-9]*)"  # "007" is text: as an integer it would lose its zeros
 _WHOLE_FLOAT = rf"^({_INTEGER})\.0+$"
 _ROUNDED = r"-?[0-9](?:\.[0-9]+)?[eE]\+[0-9]+"  # as spreadsheets and floats write long numbers
-_ZONE = r"Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?"  # hours alone, "+00", are DuckDB's and PostgreSQL's
+_ZONE = r"Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?"  # hours alone, "+00", are DuckDB's
 _ISO_DATE = (
     r"^([0-9]{4}-[0-9]{2}-[0-9]{2})"
     rf"(?:[T ]([0-9]{{2}}:[0-9]{{2}}(?::[0-9]{{2}}(?:\.[0-9]+)?)?) ?({_ZONE})?)?$"
