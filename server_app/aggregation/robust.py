@@ -21,7 +21,7 @@ from shared_model.protocol.plan import LocalUpdate
 HARD_LIMIT = 100.0  # times the limit: no honest node, whatever its users are like
 _ENOUGH = 3  # of two nodes that disagree nobody can say which is wrong
 # The largest honest updates measured stay below 1/1.5 of the limit these make (docs/faults.md).
-_SHARED, _OWN = 3.0, 3.0
+_SHARED, _OWN = 4.0, 4.0
 
 Floats = npt.NDArray[np.float64]
 

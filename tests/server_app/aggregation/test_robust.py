@@ -116,7 +116,7 @@ def test_the_usual_norm_is_the_formula() -> None:
     np.testing.assert_allclose(times, [1, 1, 1, 4 / (16 / 3), 9 / 27], rtol=1e-6)
     times = times_usual([node(w, w) for w in weights])  # they agree: t = 3
     np.testing.assert_allclose(times, [1 / 3, 2 / 3, 1, 1, 1], rtol=1e-6)
-    assert [limit(people) for people in (0, 1, 9, 10**6)] == [6, 6, 4, 3.003]
+    assert [limit(people) for people in (0, 1, 16, 10**6)] == [8, 8, 5, 4.004]
 
 
 def test_with_two_nodes_nobody_is_judged() -> None:
