@@ -10,6 +10,7 @@ Letters: B users, I items with padding, N of them, K pairs of a user and an item
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from shared_model.model.mixture import Candidates, Mixture
 from shared_model.model.sasrec import PAD
 
 _PART = 2**12  # candidates that are compared at once
-_PROJECTED = 2**9  # and projected
+_PROJECTED = 2**10  # and projected
 _OVERHEAD = 0.5  # pairs an item up to which users are taken one by one
 _SAMPLE = 1024  # items by which the sides of bounds are chosen
 
@@ -38,7 +39,8 @@ class Rows(Protocol):
         """Of items [N]: [N, F]."""
 
 
-# Whose scores between ``low`` and ``high`` [B, N] are still to be worked out, of some users.
+# Which scores that are at most ``off`` from ``middle`` [B, N] are still to be worked out, of some
+# users; if these are no numbers, all are.
 Undecided = Callable[[Tensor, Tensor, slice], Tensor]
 
 
@@ -68,11 +70,14 @@ class Shortlist:
         """
         minds = self._minds(sequence, held)
         own, by_content = self._of_targets(minds, held, targets)
-        thresholds = torch.stack([own, by_content])[..., None]  # [2, B, 1]
+        # A rank behind what is no number needs no scores.
+        first, second = torch.where(own.isnan(), by_content, own), by_content
+        second, pointless = torch.where(second.isnan(), own, second), first.isnan()
 
-        def undecided(low: Tensor, high: Tensor, users: slice) -> Tensor:
-            first, second = thresholds[:, users].unbind()
-            return (low <= first) & (high >= first) | (low <= second) & (high >= second)
+        def undecided(middle: Tensor, off: Tensor, users: slice) -> Tensor:
+            near = (middle - first[users, None]).abs_()
+            near = torch.minimum(near, (middle - second[users, None]).abs_())
+            return _not_above(near, off).logical_and_(~pointless[users, None])
 
         always = held.scatter(1, targets[:, None], True)
         return self._scores(minds, held, always, undecided), by_content
@@ -81,14 +86,19 @@ class Shortlist:
         """Scores of all items for B users [B, I], as ``around``; those of each user's ``count``
         best are worked out, and no other is higher."""
         minds = self._minds(sequence, held)
-        bounds = self._bounds(minds, held)
+        bounds = self._bounds(minds)
         found = sequence.new_full((len(minds), count), -torch.inf)
         for part in self._slices(_PART):
-            low, _ = bounds.of(part)
-            low = low.masked_fill(self._names(part) == PAD, -torch.inf)
+            middle, off = bounds.of(part)
+            low = middle.sub_(off).masked_fill_(held[:, part], -torch.inf)
+            low.masked_fill_(self._names(part) == PAD, -torch.inf)
             found = torch.cat([found, low], 1).topk(count, 1).values
         least = found.min(1, keepdim=True).values
-        return self._scores(minds, held, held, lambda low, high, users: high >= least[users])
+
+        def undecided(middle: Tensor, off: Tensor, users: slice) -> Tensor:
+            return _not_above(least[users], middle + off)
+
+        return self._scores(minds, held, held, undecided)
 
     def say(self, state: Tensor, held: Tensor) -> tuple[Tensor, Said]:
         """Scores of all items for one user [I], all of them worked out, and what they are made of;
@@ -103,28 +113,27 @@ class Shortlist:
 
     def bounds_of(self, sequence: Tensor, held: Tensor) -> Bounds:
         """Of the scores of B users; arguments as ``around``."""
-        return self._bounds(self._minds(sequence, held), held)
+        return self._bounds(self._minds(sequence, held))
 
     def _scores(
         self, minds: list[Mind], held: Tensor, always: Tensor, undecided: Undecided
     ) -> Tensor:
         """The middle of each score's bounds, and where ``undecided`` or ``always`` [B, I] the
         score. [B, I]."""
-        bounds, near = self._bounds(minds, always), torch.empty_like(held)
+        bounds, near = self._bounds(minds), torch.empty_like(held)
         scores, everybody = self.ids.new_empty(held.shape), slice(0, len(minds))
         for part in self._slices(_PART):
-            low, high = bounds.of(part)
-            near[:, part] = undecided(low, high, everybody)
-            torch.add(low, high, out=scores[:, part]).mul_(0.5)
+            middle, off = bounds.of(part)
+            near[:, part] = undecided(middle, off, everybody)
+            scores[:, part] = middle
         left = []
-        for user, own in enumerate(near):
-            names = own.nonzero()[:, 0]
-            sure = always[user].index_select(0, names)
-            few = names.masked_select(~sure)
-            low, high = bounds.closer(user, few)
-            scores[user].index_copy_(0, few, (low + high) / 2)
-            still = undecided(low[None], high[None], slice(user, user + 1))[0]
-            left.append(torch.cat([names.masked_select(sure), few.masked_select(still)]))
+        for user, (own, sure) in enumerate(
+            zip(_places(near & ~always), _places(always), strict=True)
+        ):
+            middle, off = bounds.closer(user, own)
+            scores[user].index_copy_(0, own, middle)
+            still = undecided(middle[None], off[None], slice(user, user + 1))[0]
+            left.append(torch.cat([sure, own.masked_select(still)]))
         for names, places in self._groups(left):
             self._work_out(scores, minds, held, names, places)
         return scores
@@ -221,8 +230,8 @@ class Shortlist:
         made = self.mixture.embed(items)
         return made.vectors[0], made.weights[0]
 
-    def _bounds(self, minds: list[Mind], held: Tensor) -> Bounds:
-        return Bounds(minds, held, self.mixture.gate, self.sides, self.extent)
+    def _bounds(self, minds: list[Mind]) -> Bounds:
+        return Bounds(minds, self.mixture.gate, self.sides, self.extent)
 
     def _names(self, part: slice) -> Tensor:
         return torch.arange(part.start, part.stop)
@@ -230,6 +239,16 @@ class Shortlist:
     def _slices(self, size: int) -> Iterator[slice]:
         for start in range(0, self.size, size):
             yield slice(start, min(start + size, self.size))
+
+
+def _not_above(least: Tensor, most: Tensor) -> Tensor:
+    """Where the first is not above the second, or either is no number: torch takes far longer."""
+    return torch.from_numpy(~(least.numpy() > most.numpy()))
+
+
+def _places(flags: Tensor) -> list[Tensor]:
+    """Where each row of [B, I] bool is true."""
+    return [torch.from_numpy(np.flatnonzero(row)) for row in flags.numpy()]
 
 
 def _joined(said: Sequence[Said]) -> Said:
