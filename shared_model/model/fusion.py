@@ -59,12 +59,6 @@ class CrossModalFusion(nn.Module):
         wanted: Tensor = vectors @ self.output.weight
         return wanted
 
-    def reach(self, values: Tensor) -> Tensor:
-        """The same seen from the other side: remembered items' values [..., D] as vectors whose
-        product with a candidate's vector is ``added``. [..., D]."""
-        reach: Tensor = values @ self.output.weight.T
-        return reach
-
     def seen(self, modality: str) -> tuple[Tensor, Tensor]:
         """What an expert's values are to candidates and to states, as maps: two of [D, dim].
 

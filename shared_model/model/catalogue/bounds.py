@@ -11,14 +11,13 @@ Letters: B users, I items with padding, N of them, M items that one user remembe
 hidden size, K sides of the box.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shared_model.model.catalogue.remembered import Mind, Remembered
+from shared_model.model.catalogue.remembered import Common, Crowd, Remembered
 from shared_model.model.fusion import lead_of
 from shared_model.model.matmul import product
 
@@ -47,12 +46,13 @@ class Extent:
 
 @dataclass(frozen=True)
 class _Around:
-    """One user's modality: means over its memory lie around a centre."""
+    """A modality of B users: means over their memories lie around a centre."""
 
-    logit: Tensor  # []
-    logit_off: Tensor  # [] how far from that the logit can be
-    value: Tensor  # [D]
-    value_off: Tensor  # [K + 1], along each side of the box, and beside all of them
+    logit: Tensor  # [B, 1]
+    logit_off: Tensor  # [B, 1] how far from that the logit can be
+    value: Tensor  # [B, D]
+    value_off: Tensor  # [B, K + 1], along each side of the box, and beside all of them
+    length: Tensor  # [B] of the longest value of each head, summed
 
 
 def sides_of(memories: tuple[Remembered, ...]) -> Tensor:
@@ -74,21 +74,19 @@ def extents_of(vectors: Tensor, directions: Tensor) -> Tensor:
 class Bounds:
     """Around what some users' scores lie, and how far from it they can be at most."""
 
-    def __init__(
-        self, minds: list[Mind], gate: Tensor, directions: Tensor, candidates: Extent
-    ) -> None:
+    def __init__(self, crowd: Crowd, gate: Tensor, directions: Tensor, candidates: Extent) -> None:
         """Of B users."""
-        self.minds, self.gate, self.candidates = minds, gate, candidates
+        self.minds, self.gate, self.candidates = crowd.minds, gate, candidates
         longest = candidates.along[:, -1].max()
-        around = [_modalities(mind, gate, directions, longest) for mind in minds]
-        pictures, texts = (_together(each) for each in zip(*around, strict=True))
-        states = torch.stack([mind.state for mind in minds])  # [B, D]
-        lengths = torch.stack([mind.length() for mind in minds])  # [B]
+        pictures = _around(crowd.pictures, gate, directions, None)
+        texts = _around(crowd.texts, gate, directions, longest)
+        states = crowd.states
+        lengths = states.norm(dim=1) + pictures.length + texts.length
         self.rounding = (_ROUNDING * (1 + gate.abs()) * lengths)[:, None]
         self.apart = pictures.value - texts.value  # [B, D]
         self.told = states + texts.value
-        self.logit = (pictures.logit - texts.logit)[:, None]
-        self.logit_off = (pictures.logit_off + texts.logit_off)[:, None]
+        self.logit = pictures.logit - texts.logit  # [B, 1]
+        self.logit_off = pictures.logit_off + texts.logit_off
         self.offs = texts.value_off, pictures.value_off - texts.value_off  # [B, K + 1] each
         self.beside = extents_of(self.apart, directions)[:, :-1]
         # Where nothing is added, as by a factor of 0: what is no number stays none.
@@ -152,27 +150,6 @@ class Bounds:
         return seen.base + (low + high) / 2 * known, (high - low) / 2 * known + slack
 
 
-def _together(around: Sequence[_Around]) -> _Around:
-    """Of all users: with a dimension [B] before all others."""
-    return _Around(
-        *(torch.stack(of) for of in zip(*(vars(a).values() for a in around), strict=True))
-    )
-
-
-def _modalities(
-    mind: Mind, gate: Tensor, directions: Tensor, longest: Tensor
-) -> tuple[_Around, _Around]:
-    """What a user's pictures and texts can mean to candidates of vectors up to ``longest``."""
-    texts = mind.texts
-    uneven = unevenness(half_range(texts, longest))
-    pictures = torch.ones_like(uneven[:1])  # their logits are steep
-    wished = [weighing[:, 0] for weighing in mind.weighing]  # [H, M] each
-    return (
-        _around(wished[0], gate * mind.pictures.value, directions, pictures),
-        _around(wished[1], gate * texts.value, directions, uneven),
-    )
-
-
 def unevenness(half: Tensor) -> Tensor:
     """How far a mean can be from that of equal weights, as a share of the numbers' range, where
     logits differ by no more than twice ``half`` [H]: if the largest numbers have all that they can,
@@ -180,39 +157,59 @@ def unevenness(half: Tensor) -> Tensor:
     return torch.tanh(half / 2)
 
 
-def half_range(texts: Remembered, longest: Tensor) -> Tensor:
-    """By how much no more than the half texts' logits differ, whatever the candidate. [H]."""
-    if not len(texts.names):
-        return longest.new_zeros(len(texts.attention))
-    maps, offset = texts.attention, texts.offset[..., 0]  # [H, M, D], [H, M]
-    radius = (maps - maps.mean(1, keepdim=True)).norm(dim=-1).amax(1)
-    rounding = _ROUNDING * (maps.norm(dim=-1).amax(1) * longest + offset.abs().amax(1))
-    half: Tensor = radius * longest + (offset.amax(1) - offset.amin(1)) / 2 + rounding
+def half_range(maps: Tensor, offset: Tensor, equal: Tensor, longest: Tensor) -> Tensor:
+    """By how much no more than the half logits of some texts differ, whatever the candidate: of
+    ``maps`` [..., M, D] and ``offset`` [..., M] and weights ``equal`` [..., M]. [...]."""
+    radius = (maps - _mean(maps, equal)[..., None, :]).norm(dim=-1).amax(-1)
+    rounding = _ROUNDING * (maps.norm(dim=-1).amax(-1) * longest + offset.abs().amax(-1))
+    half: Tensor = radius * longest + (offset.amax(-1) - offset.amin(-1)) / 2 + rounding
     return half
 
 
-def _around(wished: Tensor, values: Tensor, directions: Tensor, uneven: Tensor) -> _Around:
-    """Of logits ``wished`` [H, M] and ``values`` [H, M, D], one a head and summed; no weight of
-    the means is farther than ``uneven`` [H] from equal ones."""
-    size, sides = len(directions), min(_SIDES, len(directions))
-    if not values.shape[1]:
-        nothing = directions.new_zeros(())
-        return _Around(nothing, nothing, nothing.expand(size), nothing.expand(sides + 1))
-    logit, logit_off = middles(wished[..., None], uneven)
-    logit_off = logit_off + _ROUNDING * wished.abs().amax(1, keepdim=True)
-    along = values @ directions  # [H, M, D]
-    middle, off = middles(along, uneven)
-    beside = (along - middle[:, None])[..., sides:].norm(dim=-1).amax(1) * _scale(uneven)
-    offs = torch.cat([off[:, :sides].sum(0), beside.sum()[None]])
-    return _Around(logit.sum(), logit_off.sum(), directions @ middle.sum(0), offs)
+def _around(common: Common, gate: Tensor, directions: Tensor, longest: Tensor | None) -> _Around:
+    """Of logits and values, one a head and summed; ``longest`` of candidates' vectors, if logits
+    are maps of these, and tell how far from equal weights can be."""
+    items, sides = common.items, min(_SIDES, len(directions))
+    places, equal = common.side_by_side()
+
+    def taken(table: Tensor) -> Tensor:
+        """Of a table [H, L, F], each user's [H, B, M, F]; zeros for who has nothing."""
+        filled = functional.pad(table, (0, 0, 0, 1))
+        rows = filled.index_select(1, places.flatten())
+        return rows.view(len(table), *places.shape, -1)
+
+    if longest is None:
+        uneven = equal.new_ones(1, 1)  # logits of pictures are steep
+    else:
+        offset = taken(items.offset)[..., 0]
+        uneven = unevenness(half_range(taken(items.attention), offset, equal, longest))
+    wished = functional.pad(common.wished, (0, 1)).gather(
+        2, places.expand(len(items.value), -1, -1)
+    )
+    logit, logit_off = middles(wished[..., None], uneven, equal)
+    logit_off = logit_off[..., 0] + _ROUNDING * wished.abs().amax(-1)
+    along = taken(items.value @ directions)
+    lengths = along.norm(dim=-1).amax(-1).sum(0)
+    middle, off = middles(along, uneven, equal)
+    beside = (along - middle[..., None, :])[..., sides:].norm(dim=-1).amax(-1) * _scale(uneven)
+    offs = torch.cat([off[..., :sides].sum(0), beside.sum(0)[:, None]], 1)
+    value = middle.sum(0) @ directions.T
+    logit_off = logit_off.sum(0)[:, None]
+    return _Around(logit.sum(0), logit_off, gate * value, gate.abs() * offs, lengths)
 
 
-def middles(numbers: Tensor, uneven: Tensor) -> tuple[Tensor, Tensor]:
-    """Around what means of ``numbers`` [H, M, F] lie, and how far from it: two of [H, F]."""
-    low, high = numbers.amin(1), numbers.amax(1)
-    even = (2 * uneven < 1)[:, None]
-    middle = torch.where(even, numbers.mean(1), (low + high) / 2)
-    return middle, (high - low) / 2 * _scale(uneven)[:, None]
+def middles(numbers: Tensor, uneven: Tensor, equal: Tensor) -> tuple[Tensor, Tensor]:
+    """Around what means of ``numbers`` [..., M, F] lie, and how far from it, where weights of which
+    ``equal`` [..., M] are those of the plain mean are as ``uneven`` [...]: two of [..., F]."""
+    low, high = numbers.amin(-2), numbers.amax(-2)
+    even = (2 * uneven < 1)[..., None]
+    middle = torch.where(even, _mean(numbers, equal), (low + high) / 2)
+    return middle, (high - low) / 2 * _scale(uneven)[..., None]
+
+
+def _mean(numbers: Tensor, equal: Tensor) -> Tensor:
+    """Of ``numbers`` [..., M, F] by weights [..., M]: [..., F]."""
+    return (equal[..., None, :] @ numbers)[..., 0, :]
 
 
 def _scale(uneven: Tensor) -> Tensor:

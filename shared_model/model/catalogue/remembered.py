@@ -10,12 +10,13 @@ heads, D hidden size, V and S the feature dimensions.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from shared_model.model.fusion import unsummed
-from shared_model.model.matmul import product, rounded
+from shared_model.model.matmul import linear, product, rounded
 from shared_model.model.mixture import Mixture
 from shared_model.model.router import there
 
@@ -59,42 +60,47 @@ class Remembered:
     names: Tensor  # [M]
     attention: Tensor  # [M, V] pictures as they are compared, or [H, M, D] maps of a vector
     offset: Tensor  # [H, M, 1] of the attention
-    key: Tensor  # [H, M, D], by which a state weighs the modality
+    key: Tensor  # [H, M, D], whose product with a state is how it weighs the modality
     value: Tensor  # [H, M, D], whose product with a candidate's vector is what it adds to its score
 
-    def of(self, held: Tensor) -> "Remembered":
-        """Those of one user, who holds some of them: [M] bool."""
-        few = held.nonzero()[:, 0]
+    def at(self, places: Tensor) -> "Remembered":
+        """Some of them: [M] places."""
         return Remembered(
-            self.names[few],
-            self.attention.index_select(-2, few),
-            self.offset[:, few],
-            self.key[:, few],
-            self.value[:, few],
+            self.names[places],
+            self.attention.index_select(-2, places),
+            self.offset.index_select(1, places),
+            self.key.index_select(1, places),
+            self.value.index_select(1, places),
         )
 
 
-def remembered_pictures(mixture: Mixture, names: Tensor, pictures: Tensor) -> Remembered:
-    """Of items [L] with ``pictures`` [L, V]."""
-    names, pictures = _having(names, pictures)
-    expert, fusion = mixture.experts.visual, mixture.fusion
-    key, value = fusion.project("visual", expert.values(pictures[None]))
-    return Remembered(
-        names,
-        pictures * expert.sharpness,
-        pictures.new_zeros(1, len(names), 1),
-        key[0],
-        fusion.reach(value[0]),
-    )
+class Reader:
+    """Projects remembered items by weights that are multiplied out before (``Mixture.maps``)."""
 
+    def __init__(self, mixture: Mixture) -> None:
+        experts, fusion = mixture.experts, mixture.fusion
+        self.sharpness, scale = (
+            experts.visual.sharpness,
+            mixture.gate.new_tensor(len(fusion.query.weight)) ** -0.5,
+        )
+        attention, self.offset = experts.text.attention()  # [H, D, S] and [H, S]
+        value, key = (experts.visual.after(weight) for weight in fusion.seen("visual"))
+        self.visual = torch.stack([value, key * scale])  # [2, 1, D, V]
+        value, key = (experts.text.after(weight) for weight in fusion.seen("text"))
+        self.text = torch.stack([attention, value, key * scale])  # [3, H, D, S]
 
-def remembered_texts(mixture: Mixture, names: Tensor, texts: Tensor) -> Remembered:
-    """Of items [L] with ``texts`` [L, S]."""
-    names, texts = _having(names, texts)
-    expert, fusion = mixture.experts.text, mixture.fusion
-    attention, offset = expert.as_maps(expert.keys(texts[None])[0])
-    key, value = fusion.project("text", expert.values(texts[None]))
-    return Remembered(names, attention, offset, key[0], fusion.reach(value[0]))
+    def pictures(self, names: Tensor, pictures: Tensor) -> Remembered:
+        """Of items [L] with ``pictures`` [L, V]."""
+        names, pictures = _having(names, pictures)
+        value, key = _mapped(pictures, self.visual)
+        offset = pictures.new_zeros(1, len(names), 1)
+        return Remembered(names, pictures * self.sharpness, offset, key, value)
+
+    def texts(self, names: Tensor, texts: Tensor) -> Remembered:
+        """Of items [L] with ``texts`` [L, S]."""
+        names, texts = _having(names, texts)
+        attention, value, key = _mapped(texts, self.text)
+        return Remembered(names, attention, linear(texts, self.offset).T[..., None], key, value)
 
 
 def _having(names: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,30 +109,67 @@ def _having(names: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     return names[present], features[present]
 
 
+def _mapped(features: Tensor, maps: Tensor) -> Tensor:
+    """Of items' ``features`` [L, F] by ``maps`` [C, H, D, F]: [C, H, L, D]."""
+    said = linear(features, maps.flatten(0, 2)).view(len(features), *maps.shape[:3])
+    return said.movedim(0, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class Common:
+    """What some users remember in one modality."""
+
+    items: Remembered  # L of them, whoever remembers them
+    places: list[Tensor]  # [M] of each user's among these
+    wished: Tensor  # [H, B, L] how each user's state weighs them
+
+    @classmethod
+    def of(cls, items: Remembered, held: Tensor, states: Tensor) -> "Common":
+        """Of users with ``states`` [B, D], who have ``held`` [B, I] bool in memory."""
+        places = places_of(held.index_select(1, items.names))
+        return cls(items, places, states @ items.key.mT)
+
+    def side_by_side(self) -> tuple[Tensor, Tensor]:
+        """Each user's places, and the weights of its plain mean: two of [B, M]. Who has fewer has
+        its first one again, of weight 0; who has none has the place L."""
+        counts = torch.tensor([len(own) for own in self.places])
+        places = nn.utils.rnn.pad_sequence(self.places, batch_first=True, padding_value=-1)
+        places = functional.pad(places, (0, 1 - min(1, places.shape[1])), value=-1)
+        real, first = places >= 0, places[:, :1]
+        first = first.masked_fill(first < 0, len(self.items.names))
+        equal = real.to(self.wished.dtype) / counts.clamp(min=1)[:, None]
+        return torch.where(real, places, first), equal
+
+
+class Crowd:
+    """Some users of states [B, D]; what they remember is projected once for all of them."""
+
+    def __init__(
+        self, states: Tensor, held: Tensor, pictures: Remembered, texts: Remembered
+    ) -> None:
+        """Of those that have ``held`` [B, I] bool, and of what anybody has."""
+        self.states = states
+        self.pictures, self.texts = (Common.of(of, held, states) for of in (pictures, texts))
+        self.minds = [Mind(user, state, self) for user, state in enumerate(states)]
+
+
 class Mind:
     """One user: a state [D], and what its memory holds in each modality."""
 
-    def __init__(
-        self, mixture: Mixture, state: Tensor, pictures: Remembered, texts: Remembered
-    ) -> None:
-        self.state, self.pictures, self.texts = state, pictures, texts
-        wishes = mixture.fusion.query(state) * len(state) ** -0.5
-        wished = [memory.key @ wishes for memory in self.memories]  # [H, M]
+    def __init__(self, user: int, state: Tensor, crowd: Crowd) -> None:
+        self.state = state
+        both = [(common, common.places[user]) for common in (crowd.pictures, crowd.texts)]
+        self.pictures, self.texts = (common.items.at(places) for common, places in both)
+        wished = [common.wished[:, user].index_select(1, places) for common, places in both]
         self.weighing = [torch.stack([one, torch.ones_like(one)], 1) for one in wished]
-        maps = [state[None], pictures.value[0], *texts.attention, *texts.value]
+        maps = [state[None], self.pictures.value[0], *self.texts.attention, *self.texts.value]
         self.maps = _rounded(torch.cat(maps))  # [R, D]
-        self.compared = _rounded(pictures.attention)  # [R, V]
+        self.compared = _rounded(self.pictures.attention)  # [R, V]
 
     @property
     def memories(self) -> tuple[Remembered, Remembered]:
         """Pictures and texts."""
         return self.pictures, self.texts
-
-    def length(self) -> Tensor:
-        """Of what candidates are multiplied by: the state, and the longest value of each head."""
-        values = [memory.value for memory in self.memories if len(memory.names)]
-        longest = [value.norm(dim=-1).amax(1).sum() for value in values]
-        return torch.stack([self.state.norm(), *longest]).sum()
 
     def say(self, block: Block, places: Tensor, held: Tensor) -> Said:
         """Of the candidates at ``places`` [K] of a block, of which the memory holds ``held`` [K]
@@ -196,6 +239,11 @@ class Mind:
         total = sums[:, 1] + (sums[:, 1] == 0).to(sums.dtype)
         added = odds.mul_(values).sum(1)
         return (torch.stack([sums[:, 0], added]) / total).sum(1)
+
+
+def places_of(flags: Tensor) -> list[Tensor]:
+    """Where each row of [B, N] bool is true."""
+    return [torch.from_numpy(np.flatnonzero(row)) for row in flags.numpy()]
 
 
 def _few_sizes(count: int) -> int:

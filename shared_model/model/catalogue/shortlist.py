@@ -17,11 +17,12 @@ from torch import Tensor
 from shared_model.model.catalogue.bounds import Bounds, Extent, extents_of, sides_of
 from shared_model.model.catalogue.remembered import (
     Block,
+    Crowd,
     Mind,
+    Reader,
     Remembered,
     Said,
-    remembered_pictures,
-    remembered_texts,
+    places_of,
 )
 from shared_model.model.mixture import Candidates, Mixture
 from shared_model.model.sasrec import PAD
@@ -52,7 +53,7 @@ class Shortlist:
     ) -> None:
         """``ids`` [I, D], features [I, .] and ``cold`` [I] bool by index, padding too."""
         self.mixture, self.ids, self.visual, self.text, self.cold = mixture, ids, visual, text, cold
-        self.size = len(ids)
+        self.size, self.reader = len(ids), Reader(mixture)
         self.vectors, self.weights = torch.empty_like(ids), ids.new_empty(self.size, 2)
         for part in self._slices(_PROJECTED):
             self.vectors[part], self.weights[part] = self._made(self._names(part))
@@ -68,8 +69,8 @@ class Shortlist:
 
         A score is worked out, or on the right side of both of the target's.
         """
-        minds = self._minds(sequence, held)
-        own, by_content = self._of_targets(minds, held, targets)
+        crowd = self._crowd(sequence, held)
+        own, by_content = self._of_targets(crowd.minds, held, targets)
         # A rank behind what is no number needs no scores.
         first, second = torch.where(own.isnan(), by_content, own), by_content
         second, pointless = torch.where(second.isnan(), own, second), first.isnan()
@@ -80,14 +81,14 @@ class Shortlist:
             return _not_above(near, off).logical_and_(~pointless[users, None])
 
         always = held.scatter(1, targets[:, None], True)
-        return self._scores(minds, held, always, undecided), by_content
+        return self._scores(crowd, held, always, undecided), by_content
 
     def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
         """Scores of all items for B users [B, I], as ``around``; those of each user's ``count``
         best are worked out, and no other is higher."""
-        minds = self._minds(sequence, held)
-        bounds = self._bounds(minds)
-        found = sequence.new_full((len(minds), count), -torch.inf)
+        crowd = self._crowd(sequence, held)
+        bounds = self._bounds(crowd)
+        found = sequence.new_full((len(sequence), count), -torch.inf)
         for part in self._slices(_PART):
             middle, off = bounds.of(part)
             low = middle.sub_(off).masked_fill_(held[:, part], -torch.inf)
@@ -98,12 +99,12 @@ class Shortlist:
         def undecided(middle: Tensor, off: Tensor, users: slice) -> Tensor:
             return _not_above(least[users], middle + off)
 
-        return self._scores(minds, held, held, undecided)
+        return self._scores(crowd, held, held, undecided)
 
     def say(self, state: Tensor, held: Tensor) -> tuple[Tensor, Said]:
         """Scores of all items for one user [I], all of them worked out, and what they are made of;
         ``state`` [D], ``held`` [I] bool."""
-        [mind] = self._minds(state[None], held[None])
+        [mind] = self._crowd(state[None], held[None]).minds
         parts = []
         for part in self._slices(_PART):
             block = self._block(self._names(part))
@@ -113,29 +114,27 @@ class Shortlist:
 
     def bounds_of(self, sequence: Tensor, held: Tensor) -> Bounds:
         """Of the scores of B users; arguments as ``around``."""
-        return self._bounds(self._minds(sequence, held))
+        return self._bounds(self._crowd(sequence, held))
 
-    def _scores(
-        self, minds: list[Mind], held: Tensor, always: Tensor, undecided: Undecided
-    ) -> Tensor:
+    def _scores(self, crowd: Crowd, held: Tensor, always: Tensor, undecided: Undecided) -> Tensor:
         """The middle of each score's bounds, and where ``undecided`` or ``always`` [B, I] the
         score. [B, I]."""
-        bounds, near = self._bounds(minds), torch.empty_like(held)
-        scores, everybody = self.ids.new_empty(held.shape), slice(0, len(minds))
+        bounds, near = self._bounds(crowd), torch.empty_like(held)
+        scores, everybody = self.ids.new_empty(held.shape), slice(0, len(held))
         for part in self._slices(_PART):
             middle, off = bounds.of(part)
             near[:, part] = undecided(middle, off, everybody)
             scores[:, part] = middle
         left = []
         for user, (own, sure) in enumerate(
-            zip(_places(near & ~always), _places(always), strict=True)
+            zip(places_of(near & ~always), places_of(always), strict=True)
         ):
             middle, off = bounds.closer(user, own)
             scores[user].index_copy_(0, own, middle)
             still = undecided(middle[None], off[None], slice(user, user + 1))[0]
             left.append(torch.cat([sure, own.masked_select(still)]))
         for names, places in self._groups(left):
-            self._work_out(scores, minds, held, names, places)
+            self._work_out(scores, crowd.minds, held, names, places)
         return scores
 
     def _groups(self, left: list[Tensor]) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
@@ -199,25 +198,13 @@ class Shortlist:
         scores = self._fused(said, *of_items, holds.expand(-1, 2).flatten())
         return scores[::2], scores[1::2]
 
-    def _minds(self, sequence: Tensor, held: Tensor) -> list[Mind]:
-        """The users; what they remember is projected once for all of them."""
-        names = torch.from_numpy(held.numpy().any(0)).nonzero()[:, 0]  # torch takes far longer
-        pictures, texts = self._remembered(names)
-        return [
-            Mind(
-                self.mixture,
-                state,
-                pictures.of(own[pictures.names]),
-                texts.of(own[texts.names]),
-            )
-            for state, own in zip(sequence, held, strict=True)
-        ]
+    def _crowd(self, sequence: Tensor, held: Tensor) -> Crowd:
+        names = torch.from_numpy(np.flatnonzero(held.numpy().any(0)))
+        return Crowd(sequence, held, *self._remembered(names))
 
     def _remembered(self, names: Tensor) -> tuple[Remembered, Remembered]:
-        return (
-            remembered_pictures(self.mixture, names, self.visual[names]),
-            remembered_texts(self.mixture, names, self.text[names]),
-        )
+        pictures, texts = self.visual[names], self.text[names]
+        return self.reader.pictures(names, pictures), self.reader.texts(names, texts)
 
     def _block(self, names: Tensor) -> Block:
         return Block(names, self.vectors.index_select(0, names), self.visual[names])
@@ -230,8 +217,8 @@ class Shortlist:
         made = self.mixture.embed(items)
         return made.vectors[0], made.weights[0]
 
-    def _bounds(self, minds: list[Mind]) -> Bounds:
-        return Bounds(minds, self.mixture.gate, self.sides, self.extent)
+    def _bounds(self, crowd: Crowd) -> Bounds:
+        return Bounds(crowd, self.mixture.gate, self.sides, self.extent)
 
     def _names(self, part: slice) -> Tensor:
         return torch.arange(part.start, part.stop)
@@ -244,11 +231,6 @@ class Shortlist:
 def _not_above(least: Tensor, most: Tensor) -> Tensor:
     """Where the first is not above the second, or either is no number: torch takes far longer."""
     return torch.from_numpy(~(least.numpy() > most.numpy()))
-
-
-def _places(flags: Tensor) -> list[Tensor]:
-    """Where each row of [B, I] bool is true."""
-    return [torch.from_numpy(np.flatnonzero(row)) for row in flags.numpy()]
 
 
 def _joined(said: Sequence[Said]) -> Said:
