@@ -66,9 +66,9 @@ def sides_of(memories: tuple[Remembered, ...]) -> Tensor:
 
 def extents_of(vectors: Tensor, directions: Tensor) -> Tensor:
     """``Extent.along`` of vectors [N, D]."""
-    along = vectors @ directions
-    beside, whole = along[:, _SIDES:].norm(dim=1), along.norm(dim=1)
-    return torch.cat([along[:, :_SIDES].abs(), beside[:, None], whole[:, None]], 1)
+    along, square = vectors @ directions[:, :_SIDES], vectors.square().sum(1)
+    beside = (square * (1 + _ROUNDING) - along.square().sum(1)).clamp(min=0)
+    return torch.cat([along.abs(), torch.stack([beside, square], 1).sqrt()], 1)
 
 
 class Bounds:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shared_model.model.fusion import unsummed
+from shared_model.model.looking import FLOOR
 from shared_model.model.matmul import linear, product, rounded
 from shared_model.model.mixture import Mixture
 from shared_model.model.router import there
@@ -211,7 +211,7 @@ class Mind:
         sizes = [1, seen, heads * read, heads * read]
         base, shown, asked, told = torch.split(said[: sum(sizes)], sizes)
         of_heads = (heads, read, len(vectors))
-        return base, shown, asked.view(of_heads) + self.texts.offset, told.view(of_heads)
+        return base, shown, asked.view(of_heads).add_(self.texts.offset), told.view(of_heads)
 
     def _say(self, block: Block, places: Tensor, held: Tensor) -> Tensor:
         """The same of few enough: base, and each modality's logit and value. [5, K]."""
@@ -226,12 +226,13 @@ class Mind:
     def _token(
         self, modality: int, attention: Tensor, values: Tensor, known: Tensor, names: Tensor
     ) -> Tensor:
-        """One modality's logit and value [2, K], by ``attention`` and ``values`` [H, M, K]; the
-        candidates at ``known`` [C] must not meet their ``names`` [C]."""
+        """One modality's logit and value [2, K], by ``attention``, which is used up, and ``values``
+        [H, M, K]; the candidates at ``known`` [C] must not meet their ``names`` [C]."""
         items = self.memories[modality].names
         if not items.numel():
             return attention.new_zeros(2, attention.shape[-1])
-        odds = unsummed(attention, 1)  # [H, M, K]
+        # As ``unsummed``, in place.
+        odds = attention.sub_(attention.amax(1, keepdim=True)).clamp_(min=FLOOR).exp_()
         if known.numel():
             itself = items[:, None] == names
             odds[..., known] = odds[..., known].masked_fill(itself, 0.0)

@@ -30,6 +30,7 @@ from shared_model.model.sasrec import PAD
 _PART = 2**12  # candidates that are compared at once
 _PROJECTED = 2**10  # and projected
 _OVERHEAD = 0.5  # pairs an item up to which users are taken one by one
+_FEW = 2**7  # candidates of a user that are worked out without a closer look
 _SAMPLE = 1024  # items by which the sides of bounds are chosen
 
 
@@ -125,14 +126,14 @@ class Shortlist:
             middle, off = bounds.of(part)
             near[:, part] = undecided(middle, off, everybody)
             scores[:, part] = middle
-        left = []
-        for user, (own, sure) in enumerate(
-            zip(places_of(near & ~always), places_of(always), strict=True)
-        ):
-            middle, off = bounds.closer(user, own)
-            scores[user].index_copy_(0, own, middle)
-            still = undecided(middle[None], off[None], slice(user, user + 1))[0]
-            left.append(torch.cat([sure, own.masked_select(still)]))
+        sure, left = places_of(always), places_of(near & ~always)
+        for user, names in enumerate(left):
+            if len(names) > _FEW:
+                middle, off = bounds.closer(user, names)
+                scores[user].index_copy_(0, names, middle)
+                still = undecided(middle[None], off[None], slice(user, user + 1))[0]
+                left[user] = names.masked_select(still)
+        left = [torch.cat(own) for own in zip(sure, left, strict=True)]
         for names, places in self._groups(left):
             self._work_out(scores, crowd.minds, held, names, places)
         return scores

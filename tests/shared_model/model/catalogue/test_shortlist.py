@@ -19,6 +19,7 @@ def few_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shortlist, "_OVERHEAD", request.param)
     monkeypatch.setattr(shortlist, "_PART", 8)
     monkeypatch.setattr(shortlist, "_PROJECTED", 8)
+    monkeypatch.setattr(shortlist, "_FEW", 0)
     monkeypatch.setattr(bounds, "_SIDES", 2)
 
 
