@@ -138,13 +138,13 @@ class Bounds:
         candidates, mind = self.candidates, self.minds[user]
         seen, wished = mind.glimpse(candidates.vectors, names), mind.weighing[0][0, 0]
         told = self.gate * seen.value
-        shown = (self.gate * seen.shown).sort(0).values
+        shown = (self.gate * seen.shown).unbind()
         ends = torch.stack([wished.amin(), wished.amax()]) if len(wished) else wished.new_zeros(2)
         off = _ROUNDING * torch.stack([-ends.abs().amax(), ends.abs().amax()])
         lead = candidates.lead.index_select(0, names) - seen.logit
         shares = torch.sigmoid((ends + off)[:, None] + lead)  # [2, K]
-        low = torch.lerp(told, shown[0], shares).amin(0)
-        high = torch.lerp(told, shown[1], shares).amax(0)
+        low = torch.lerp(told, torch.minimum(*shown), shares).amin(0)
+        high = torch.lerp(told, torch.maximum(*shown), shares).amax(0)
         known = candidates.known.index_select(0, names)
         slack = self.rounding[user] * candidates.along[:, -1].index_select(0, names)
         return seen.base + (low + high) / 2 * known, (high - low) / 2 * known + slack
@@ -167,35 +167,33 @@ def half_range(maps: Tensor, offset: Tensor, equal: Tensor, longest: Tensor) -> 
 
 
 def _around(common: Common, gate: Tensor, directions: Tensor, longest: Tensor | None) -> _Around:
-    """Of logits and values, one a head and summed; ``longest`` of candidates' vectors, if logits
-    are maps of these, and tell how far from equal weights can be."""
-    items, sides = common.items, min(_SIDES, len(directions))
-    places, equal = common.side_by_side()
-
-    def taken(table: Tensor) -> Tensor:
-        """Of a table [H, L, F], each user's [H, B, M, F]; zeros for who has nothing."""
-        filled = functional.pad(table, (0, 0, 0, 1))
-        rows = filled.index_select(1, places.flatten())
-        return rows.view(len(table), *places.shape, -1)
-
-    if longest is None:
-        uneven = equal.new_ones(1, 1)  # logits of pictures are steep
-    else:
-        offset = taken(items.offset)[..., 0]
-        uneven = unevenness(half_range(taken(items.attention), offset, equal, longest))
-    wished = functional.pad(common.wished, (0, 1)).gather(
-        2, places.expand(len(items.value), -1, -1)
-    )
+    """Of logits and values, one a head and summed; ``longest`` of candidates' vectors if attention
+    is a map of these, and so tells how far from equal its weights can be."""
+    items, (places, equal) = common.items, common.side_by_side()
+    uneven = equal.new_ones(1, 1)  # logits of pictures are steep
+    if longest is not None:
+        maps, offset = (_taken(table, places) for table in (items.attention, items.offset))
+        uneven = unevenness(half_range(maps, offset[..., 0], equal, longest))
+    own = places.expand(len(items.value), -1, -1)
+    wished = functional.pad(common.wished, (0, 1)).gather(2, own)  # [H, B, M]
     logit, logit_off = middles(wished[..., None], uneven, equal)
     logit_off = logit_off[..., 0] + _ROUNDING * wished.abs().amax(-1)
-    along = taken(items.value @ directions)
-    lengths = along.norm(dim=-1).amax(-1).sum(0)
+    along = _taken(items.value @ directions, places)  # [H, B, M, D]
     middle, off = middles(along, uneven, equal)
-    beside = (along - middle[..., None, :])[..., sides:].norm(dim=-1).amax(-1) * _scale(uneven)
-    offs = torch.cat([off[..., :sides].sum(0), beside.sum(0)[:, None]], 1)
-    value = middle.sum(0) @ directions.T
-    logit_off = logit_off.sum(0)[:, None]
-    return _Around(logit.sum(0), logit_off, gate * value, gate.abs() * offs, lengths)
+    beside = (along - middle[..., None, :])[..., _SIDES:].norm(dim=-1).amax(-1) * _scale(uneven)
+    return _Around(
+        logit.sum(0),
+        logit_off.sum(0)[:, None],
+        gate * (middle.sum(0) @ directions.T),
+        gate.abs() * torch.cat([off[..., :_SIDES].sum(0), beside.sum(0)[:, None]], 1),
+        along.norm(dim=-1).amax(-1).sum(0),
+    )
+
+
+def _taken(table: Tensor, places: Tensor) -> Tensor:
+    """Of a table [H, L, F], rows at ``places`` [B, M]: [H, B, M, F]; zeros at place L."""
+    rows = functional.pad(table, (0, 0, 0, 1)).index_select(1, places.flatten())
+    return rows.view(len(table), *places.shape, -1)
 
 
 def middles(numbers: Tensor, uneven: Tensor, equal: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,8 @@ from shared_model.model.mixture import Mixture
 from shared_model.model.router import there
 
 _CELLS = 2**19  # numbers of one user and some candidates at once: what a processor's cache holds
-_GRAIN = 256  # candidates are padded to a multiple: oneDNN compiles and keeps what a shape needs
+# Candidates, and rows of maps, come in few numbers: oneDNN compiles and keeps what a shape needs.
+_GRAIN, _ROWS = 256, 8
 
 
 @dataclass(frozen=True)
@@ -248,10 +249,12 @@ def places_of(flags: Tensor) -> list[Tensor]:
 
 
 def _few_sizes(count: int) -> int:
-    """The number of candidates to give a product for ``count``: powers of 2, then multiples."""
-    return 1 << (count - 1).bit_length() if count < _GRAIN else -(-count // _GRAIN) * _GRAIN
+    """The number of candidates to give a product for ``count``: powers of 2, later 4 an octave."""
+    step = 1 << max(0, (count - 1).bit_length() - (3 if count > _GRAIN else 0))
+    return max(1, -(-count // step)) * step
 
 
 def _rounded(rows: Tensor) -> Tensor:
     """With rows of zeros, for few shapes."""
-    return functional.pad(rows, (0, 0, 0, rounded(len(rows)) - len(rows)))
+    more = rounded(-(-len(rows) // _ROWS) * _ROWS) - len(rows)
+    return functional.pad(rows, (0, 0, 0, more))

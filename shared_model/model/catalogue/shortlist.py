@@ -72,14 +72,15 @@ class Shortlist:
         """
         crowd = self._crowd(sequence, held)
         own, by_content = self._of_targets(crowd.minds, held, targets)
-        # A rank behind what is no number needs no scores.
-        first, second = torch.where(own.isnan(), by_content, own), by_content
-        second, pointless = torch.where(second.isnan(), own, second), first.isnan()
+        first = torch.where(own.isnan(), by_content, own)[:, None]
+        second = torch.where(by_content.isnan(), own, by_content)[:, None]
+        useless = first.isnan()  # a rank behind what is no number needs no scores
+        wrecked = bool(useless.any())
 
         def undecided(middle: Tensor, off: Tensor, users: slice) -> Tensor:
-            near = (middle - first[users, None]).abs_()
-            near = torch.minimum(near, (middle - second[users, None]).abs_())
-            return _not_above(near, off).logical_and_(~pointless[users, None])
+            near = (middle - first[users]).abs_()
+            near = _not_above(torch.minimum(near, (middle - second[users]).abs_()), off)
+            return near & ~useless[users] if wrecked else near
 
         always = held.scatter(1, targets[:, None], True)
         return self._scores(crowd, held, always, undecided), by_content
