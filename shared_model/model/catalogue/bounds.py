@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from shared_model.model.catalogue.remembered import Common, Crowd, Remembered
+from shared_model.model.catalogue.projected import Remembered
+from shared_model.model.catalogue.remembered import Common, Crowd
 from shared_model.model.fusion import lead_of
 from shared_model.model.matmul import product
 

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared_model.model.catalogue.projected import Remembered
 from shared_model.model.looking import FLOOR
-from shared_model.model.matmul import linear, product, rounded
-from shared_model.model.mixture import Mixture
-from shared_model.model.router import there
+from shared_model.model.matmul import product, rounded
 
 _CELLS = 2**19  # numbers of one user and some candidates at once: what a processor's cache holds
 # Candidates, and rows of maps, come in few numbers: oneDNN compiles and keeps what a shape needs.
@@ -52,68 +51,6 @@ class Glimpse:
     logit: Tensor  # [K] of the texts
     value: Tensor  # [K] of the texts
     shown: Tensor  # [2, K], the least and the largest that a remembered picture adds
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """Some remembered items in one modality, those that have it: projected once."""
-
-    names: Tensor  # [M]
-    attention: Tensor  # [M, V] pictures as they are compared, or [H, M, D] maps of a vector
-    offset: Tensor  # [H, M, 1] of the attention
-    key: Tensor  # [H, M, D], whose product with a state is how it weighs the modality
-    value: Tensor  # [H, M, D], whose product with a candidate's vector is what it adds to its score
-
-    def at(self, places: Tensor) -> "Remembered":
-        """Some of them: [M] places."""
-        return Remembered(
-            self.names[places],
-            self.attention.index_select(-2, places),
-            self.offset.index_select(1, places),
-            self.key.index_select(1, places),
-            self.value.index_select(1, places),
-        )
-
-
-class Reader:
-    """Projects remembered items by weights that are multiplied out before (``Mixture.maps``)."""
-
-    def __init__(self, mixture: Mixture) -> None:
-        experts, fusion = mixture.experts, mixture.fusion
-        self.sharpness, scale = (
-            experts.visual.sharpness,
-            mixture.gate.new_tensor(len(fusion.query.weight)) ** -0.5,
-        )
-        attention, self.offset = experts.text.attention()  # [H, D, S] and [H, S]
-        value, key = (experts.visual.after(weight) for weight in fusion.seen("visual"))
-        self.visual = torch.stack([value, key * scale])  # [2, 1, D, V]
-        value, key = (experts.text.after(weight) for weight in fusion.seen("text"))
-        self.text = torch.stack([attention, value, key * scale])  # [3, H, D, S]
-
-    def pictures(self, names: Tensor, pictures: Tensor) -> Remembered:
-        """Of items [L] with ``pictures`` [L, V]."""
-        names, pictures = _having(names, pictures)
-        value, key = _mapped(pictures, self.visual)
-        offset = pictures.new_zeros(1, len(names), 1)
-        return Remembered(names, pictures * self.sharpness, offset, key, value)
-
-    def texts(self, names: Tensor, texts: Tensor) -> Remembered:
-        """Of items [L] with ``texts`` [L, S]."""
-        names, texts = _having(names, texts)
-        attention, value, key = _mapped(texts, self.text)
-        return Remembered(names, attention, linear(texts, self.offset).T[..., None], key, value)
-
-
-def _having(names: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the items that lack the modality."""
-    present = there(features)
-    return names[present], features[present]
-
-
-def _mapped(features: Tensor, maps: Tensor) -> Tensor:
-    """Of items' ``features`` [L, F] by ``maps`` [C, H, D, F]: [C, H, L, D]."""
-    said = linear(features, maps.flatten(0, 2)).view(len(features), *maps.shape[:3])
-    return said.movedim(0, 2).contiguous()
 
 
 @dataclass(frozen=True)

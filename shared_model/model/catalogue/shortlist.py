@@ -15,15 +15,8 @@ import torch
 from torch import Tensor
 
 from shared_model.model.catalogue.bounds import Bounds, Extent, extents_of, sides_of
-from shared_model.model.catalogue.remembered import (
-    Block,
-    Crowd,
-    Mind,
-    Reader,
-    Remembered,
-    Said,
-    places_of,
-)
+from shared_model.model.catalogue.projected import Reader, Remembered
+from shared_model.model.catalogue.remembered import Block, Crowd, Mind, Said, places_of
 from shared_model.model.mixture import Candidates, Mixture
 from shared_model.model.sasrec import PAD
 
