@@ -50,22 +50,31 @@ def make_cases(
     return Cases(*(torch.from_numpy(array) for array in arrays))
 
 
-def protocol_ranks(scores: Tensor, cases: Cases, candidates: Tensor) -> dict[str, Ranks]:
+def protocol_ranks(
+    scores: Tensor, cases: Cases, candidates: Tensor, own: Tensor | None = None
+) -> dict[str, Ranks]:
     """Ranks of the targets by protocol, in one pass.
 
-    ``scores`` [B, I+1]; ``candidates`` [I+1] bool are the catalogue items that compete. A rank
-    counts the candidates that do not score *below* the target: ties, and NaN, count against us.
+    ``scores`` [B, I+1]; ``candidates`` [I+1] bool are the catalogue items that compete; ``own`` [B]
+    is what targets score, if that is not in ``scores``. A rank counts the candidates that do not
+    score *below* the target: ties, and NaN, count against us.
     """
     targets = cases.targets[:, None]
-    ahead = ~(scores < scores.gather(1, targets))  # [B, I+1]
+    own = scores.gather(1, targets) if own is None else own[:, None]
+    ahead = _not_below(scores, own).scatter_(1, targets, False)  # [B, I+1]
     others = candidates.expand_as(ahead).scatter(1, targets, False)
-    unseen = others & ~cases.seen
-    drawn = cases.negatives > 0
     return {
-        "uniform-100": _ranks(ahead.gather(1, cases.negatives), drawn),
+        "uniform-100": _ranks(ahead.gather(1, cases.negatives), cases.negatives > 0),
         "full": _ranks(ahead, others),
-        "full-unseen": _ranks(ahead, unseen),
+        "full-unseen": _ranks(ahead, others & ~cases.seen),
     }
+
+
+def _not_below(scores: Tensor, own: Tensor) -> Tensor:
+    """Which of ``scores`` [B, N] are not below ``own`` [B, 1]: by numpy where that is faster."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(~(scores.numpy() < own.numpy()))
+    return ~(scores < own)
 
 
 def _ranks(ahead: Tensor, candidates: Tensor) -> Ranks:
@@ -75,9 +84,10 @@ def _ranks(ahead: Tensor, candidates: Tensor) -> Ranks:
 
 
 def _counts(flags: Tensor) -> Tensor:
-    """How many are true in each row of [B, N] bool, int64 [B]: by numpy where that is faster."""
+    """How many are true in each row of [B, N] bool, int64 [B]: by numpy where that is faster, and
+    row by row, which takes a sixth of what it takes along an axis."""
     if flags.device.type == "cpu":
-        return torch.from_numpy(np.count_nonzero(flags.numpy(), axis=1))
+        return torch.tensor([np.count_nonzero(row) for row in flags.numpy()], dtype=torch.int64)
     return flags.sum(1)
 
 

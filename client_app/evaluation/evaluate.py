@@ -99,10 +99,11 @@ def rank_users(
         if mixed is None:
             scores = model.score(hidden).masked_fill_(unscored, -torch.inf)  # [B, I+1]
         else:
-            scores, as_cold = mixed.scores(hidden, one.targets, batch, lengths)
+            scores, by_content = mixed.scores(hidden, one.targets, batch, lengths)
             if "all" in cases:
                 among = on_device(candidates(dataset, "all"), device)
-                yield Ranked("as-cold", *users, protocol_ranks(as_cold, cases["all"], among))
+                ranks = protocol_ranks(scores, cases["all"], among, by_content)
+                yield Ranked("as-cold", *users, ranks)
         for group, of_group in cases.items():
             among = on_device(candidates(dataset, group), device)
             yield Ranked(group, *users, protocol_ranks(scores, of_group, among))
@@ -144,10 +145,7 @@ class _Mixed:
     def scores(
         self, hidden: Tensor, targets: Tensor, rows: Rows, lengths: Ints
     ) -> tuple[Tensor, Tensor]:
-        """After each user's input of ``lengths`` [B], as good as exact for the target's rank; the
-        second has the target by content, which is the score it would have if it were cold. Two of
-        [B, I+1].
-        """
+        """After each user's input of ``lengths`` [B], as good as exact for the target's rank
+        [B, I+1]; and the target's by content, which it would have if it were cold, [B]."""
         held = self.recall.held(self.model, rows, lengths, self.settings)
-        scores, by_content = self.catalogue.around(hidden, held, targets)
-        return scores, scores.scatter(1, targets[:, None], by_content[:, None])
+        return self.catalogue.around(hidden, held, targets)

@@ -83,13 +83,6 @@ class SemanticExpert(nn.Module):
         logits: Tensor = queries @ key.mT * key.shape[-1] ** -0.5
         return logits
 
-    def as_maps(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Remembered items' ``key`` [H, L, S/H] as what they do to a candidate's vector: logits are
-        ``maps @ vector + offset``, [H, L, D] and [H, L, 1]."""
-        scaled = key * key.shape[-1] ** -0.5
-        weight = self.query.weight.view(self.heads, key.shape[-1], -1)  # [H, S/H, D]
-        return scaled @ weight, scaled @ self.query.bias.view(self.heads, -1, 1)
-
     def values(self, memory: Tensor) -> Tensor:
         """``memory`` [B, L, S] -> [B, H, L, S]: each head's share of the output."""
         by_head = self._split(self.output.weight).mT  # [H, S/H, S]
@@ -157,9 +150,12 @@ class Experts(nn.Module):
 
     def content(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
         """Content in ID space: [..., N, V], [..., N, S] and weights [..., N, 2] -> [..., N, D]."""
-        return self.heads(visual, text, weights).sum(-2)
+        pictures, texts = self._heads(visual, text)
+        return weights[..., :1] * pictures + weights[..., 1:] * texts
 
     def heads(self, visual: Tensor, text: Tensor, weights: Tensor) -> Tensor:
         """What each modality has of that: [..., N, 2, D]."""
-        pictures = self.visual_head(_PICTURE_SCALE * visual)
-        return weights[..., None] * torch.stack([pictures, self.text_head(text)], -2)
+        return weights[..., None] * torch.stack(self._heads(visual, text), -2)
+
+    def _heads(self, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return self.visual_head(_PICTURE_SCALE * visual), self.text_head(text)

@@ -16,7 +16,7 @@ from shared_model.model.router import MODALITIES
 
 # A weight that has to travel far, from 0 to several nats: on this scale Adam takes it there.
 _FAMILIARITY_SCALE = 20.0
-LEAST_PRIOR = 1e-9  # of a modality that counts at all
+_LEAST_PRIOR = 1e-9  # of a modality that counts at all
 
 
 class CrossModalFusion(nn.Module):
@@ -58,12 +58,6 @@ class CrossModalFusion(nn.Module):
         with a remembered item's value. [..., N, D]."""
         wanted: Tensor = vectors @ self.output.weight
         return wanted
-
-    def reach(self, values: Tensor) -> Tensor:
-        """The same seen from the other side: remembered items' values [..., D] as vectors whose
-        product with a candidate's vector is ``added``. [..., D]."""
-        reach: Tensor = values @ self.output.weight.T
-        return reach
 
     def seen(self, modality: str) -> tuple[Tensor, Tensor]:
         """What an expert's values are to candidates and to states, as maps: two of [D, dim].
@@ -110,9 +104,8 @@ class CrossModalFusion(nn.Module):
         whose prior is 0 adds nothing. ``remembered`` [B, P, N] bool: the candidate is in memory.
         """
         shown, told = prior[:, None].unbind(-1)  # [B or 1, 1, N]
+        lead = lead_of(shown, told)
         # A softmax over two, as the logistic function of a difference.
-        lead = shown.clamp(min=LEAST_PRIOR).log() - told.clamp(min=LEAST_PRIOR).log()
-        lead = lead.masked_fill(told == 0, torch.inf).masked_fill(shown == 0, -torch.inf)
         (logit, other_logit), (value, other) = logits.unbind(-1), values.unbind(-1)
         mixed = other + torch.sigmoid(logit - other_logit + lead) * (value - other)
         return mixed * (shown + told > 0) + self.familiar(remembered)
@@ -120,6 +113,13 @@ class CrossModalFusion(nn.Module):
     def familiar(self, remembered: Tensor) -> Tensor:
         """What being ``remembered`` [...] bool itself adds to a candidate. [...]."""
         return _FAMILIARITY_SCALE * self.familiarity * remembered
+
+
+def lead_of(shown: Tensor, told: Tensor) -> Tensor:
+    """How far pictures are ahead of texts by their prior [...], in nats: infinite where one of them
+    has none."""
+    lead = shown.clamp(min=_LEAST_PRIOR).log() - told.clamp(min=_LEAST_PRIOR).log()
+    return lead.masked_fill(told == 0, torch.inf).masked_fill(shown == 0, -torch.inf)
 
 
 def unsummed(attention: Tensor, dim: int) -> Tensor:

@@ -48,6 +48,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x`` [..., K] times ``weight`` [N, K] plus ``bias`` [N] -> [..., N]."""
     if not _worth_it(x, weight):
         return functional.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return _unrowed(_onednn(_rows(x), weight, bias), x.shape)
     result: Tensor = _Linear.apply(x, weight, bias)
     return result
 

@@ -10,17 +10,18 @@ heads, D hidden size, V and S the feature dimensions.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from shared_model.model.fusion import unsummed
+from shared_model.model.catalogue.projected import Remembered
+from shared_model.model.looking import FLOOR
 from shared_model.model.matmul import product, rounded
-from shared_model.model.mixture import Mixture
-from shared_model.model.router import there
 
 _CELLS = 2**19  # numbers of one user and some candidates at once: what a processor's cache holds
-_GRAIN = 256  # candidates are padded to a multiple: oneDNN compiles and keeps what a shape needs
+# Candidates, and rows of maps, come in few numbers: oneDNN compiles and keeps what a shape needs.
+_GRAIN, _ROWS = 256, 8
 
 
 @dataclass(frozen=True)
@@ -53,80 +54,60 @@ class Glimpse:
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """Some remembered items in one modality, those that have it: projected once."""
+class Common:
+    """What some users remember in one modality."""
 
-    names: Tensor  # [M]
-    attention: Tensor  # [M, V] pictures as they are compared, or [H, M, D] maps of a vector
-    offset: Tensor  # [H, M, 1] of the attention
-    key: Tensor  # [H, M, D], by which a state weighs the modality
-    value: Tensor  # [H, M, D], whose product with a candidate's vector is what it adds to its score
+    items: Remembered  # L of them, whoever remembers them
+    places: list[Tensor]  # [M] of each user's among these
+    wished: Tensor  # [H, B, L] how each user's state weighs them
 
-    def of(self, held: Tensor) -> "Remembered":
-        """Those of one user, who holds some of them: [M] bool."""
-        few = held.nonzero()[:, 0]
-        return Remembered(
-            self.names[few],
-            self.attention.index_select(-2, few),
-            self.offset[:, few],
-            self.key[:, few],
-            self.value[:, few],
-        )
+    @classmethod
+    def of(cls, items: Remembered, held: Tensor, states: Tensor) -> "Common":
+        """Of users with ``states`` [B, D], who have ``held`` [B, I] bool in memory."""
+        places = places_of(held.index_select(1, items.names))
+        return cls(items, places, states @ items.key.mT)
 
-
-def remembered_pictures(mixture: Mixture, names: Tensor, pictures: Tensor) -> Remembered:
-    """Of items [L] with ``pictures`` [L, V]."""
-    names, pictures = _having(names, pictures)
-    expert, fusion = mixture.experts.visual, mixture.fusion
-    key, value = fusion.project("visual", expert.values(pictures[None]))
-    return Remembered(
-        names,
-        pictures * expert.sharpness,
-        pictures.new_zeros(1, len(names), 1),
-        key[0],
-        fusion.reach(value[0]),
-    )
+    def side_by_side(self) -> tuple[Tensor, Tensor]:
+        """Each user's places, and the weights of its plain mean: two of [B, M]. Who has fewer has
+        its first one again, of weight 0; who has none has the place L."""
+        counts = torch.tensor([len(own) for own in self.places])
+        places = nn.utils.rnn.pad_sequence(self.places, batch_first=True, padding_value=-1)
+        places = functional.pad(places, (0, 1 - min(1, places.shape[1])), value=-1)
+        real, first = places >= 0, places[:, :1]
+        first = first.masked_fill(first < 0, len(self.items.names))
+        equal = real.to(self.wished.dtype) / counts.clamp(min=1)[:, None]
+        return torch.where(real, places, first), equal
 
 
-def remembered_texts(mixture: Mixture, names: Tensor, texts: Tensor) -> Remembered:
-    """Of items [L] with ``texts`` [L, S]."""
-    names, texts = _having(names, texts)
-    expert, fusion = mixture.experts.text, mixture.fusion
-    attention, offset = expert.as_maps(expert.keys(texts[None])[0])
-    key, value = fusion.project("text", expert.values(texts[None]))
-    return Remembered(names, attention, offset, key[0], fusion.reach(value[0]))
+class Crowd:
+    """Some users of states [B, D]; what they remember is projected once for all of them."""
 
-
-def _having(names: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Without the items that lack the modality."""
-    present = there(features)
-    return names[present], features[present]
+    def __init__(
+        self, states: Tensor, held: Tensor, pictures: Remembered, texts: Remembered
+    ) -> None:
+        """Of those that have ``held`` [B, I] bool, and of what anybody has."""
+        self.states = states
+        self.pictures, self.texts = (Common.of(of, held, states) for of in (pictures, texts))
+        self.minds = [Mind(user, state, self) for user, state in enumerate(states)]
 
 
 class Mind:
     """One user: a state [D], and what its memory holds in each modality."""
 
-    def __init__(
-        self, mixture: Mixture, state: Tensor, pictures: Remembered, texts: Remembered
-    ) -> None:
-        self.state, self.pictures, self.texts = state, pictures, texts
-        wishes = mixture.fusion.query(state) * len(state) ** -0.5
-        wished = [memory.key @ wishes for memory in self.memories]  # [H, M]
+    def __init__(self, user: int, state: Tensor, crowd: Crowd) -> None:
+        self.state = state
+        both = [(common, common.places[user]) for common in (crowd.pictures, crowd.texts)]
+        self.pictures, self.texts = (common.items.at(places) for common, places in both)
+        wished = [common.wished[:, user].index_select(1, places) for common, places in both]
         self.weighing = [torch.stack([one, torch.ones_like(one)], 1) for one in wished]
-        maps = [state[None], pictures.value[0], *texts.attention, *texts.value]
+        maps = [state[None], self.pictures.value[0], *self.texts.attention, *self.texts.value]
         self.maps = _rounded(torch.cat(maps))  # [R, D]
-        self.compared = _rounded(pictures.attention)  # [R, V]
+        self.compared = _rounded(self.pictures.attention)  # [R, V]
 
     @property
     def memories(self) -> tuple[Remembered, Remembered]:
         """Pictures and texts."""
         return self.pictures, self.texts
-
-    def length(self) -> Tensor:
-        """Of what candidates are multiplied by: the state, and the longest value of each head."""
-        values = [memory.value for memory in self.memories if len(memory.names)]
-        longest = [value.norm(dim=-1).amax(1).sum() for value in values]
-        return torch.stack([self.state.norm(), *longest]).sum()
 
     def say(self, block: Block, places: Tensor, held: Tensor) -> Said:
         """Of the candidates at ``places`` [K] of a block, of which the memory holds ``held`` [K]
@@ -168,7 +149,7 @@ class Mind:
         sizes = [1, seen, heads * read, heads * read]
         base, shown, asked, told = torch.split(said[: sum(sizes)], sizes)
         of_heads = (heads, read, len(vectors))
-        return base, shown, asked.view(of_heads) + self.texts.offset, told.view(of_heads)
+        return base, shown, asked.view(of_heads).add_(self.texts.offset), told.view(of_heads)
 
     def _say(self, block: Block, places: Tensor, held: Tensor) -> Tensor:
         """The same of few enough: base, and each modality's logit and value. [5, K]."""
@@ -183,12 +164,13 @@ class Mind:
     def _token(
         self, modality: int, attention: Tensor, values: Tensor, known: Tensor, names: Tensor
     ) -> Tensor:
-        """One modality's logit and value [2, K], by ``attention`` and ``values`` [H, M, K]; the
-        candidates at ``known`` [C] must not meet their ``names`` [C]."""
+        """One modality's logit and value [2, K], by ``attention``, which is used up, and ``values``
+        [H, M, K]; the candidates at ``known`` [C] must not meet their ``names`` [C]."""
         items = self.memories[modality].names
         if not items.numel():
             return attention.new_zeros(2, attention.shape[-1])
-        odds = unsummed(attention, 1)  # [H, M, K]
+        # As ``unsummed``, in place.
+        odds = attention.sub_(attention.amax(1, keepdim=True)).clamp_(min=FLOOR).exp_()
         if known.numel():
             itself = items[:, None] == names
             odds[..., known] = odds[..., known].masked_fill(itself, 0.0)
@@ -198,11 +180,18 @@ class Mind:
         return (torch.stack([sums[:, 0], added]) / total).sum(1)
 
 
+def places_of(flags: Tensor) -> list[Tensor]:
+    """Where each row of [B, N] bool is true."""
+    return [torch.from_numpy(np.flatnonzero(row)) for row in flags.numpy()]
+
+
 def _few_sizes(count: int) -> int:
-    """The number of candidates to give a product for ``count``: powers of 2, then multiples."""
-    return 1 << (count - 1).bit_length() if count < _GRAIN else -(-count // _GRAIN) * _GRAIN
+    """The number of candidates to give a product for ``count``: powers of 2, later 4 an octave."""
+    step = 1 << max(0, (count - 1).bit_length() - (3 if count > _GRAIN else 0))
+    return max(1, -(-count // step)) * step
 
 
 def _rounded(rows: Tensor) -> Tensor:
     """With rows of zeros, for few shapes."""
-    return functional.pad(rows, (0, 0, 0, rounded(len(rows)) - len(rows)))
+    more = rounded(-(-len(rows) // _ROWS) * _ROWS) - len(rows)
+    return functional.pad(rows, (0, 0, 0, more))

@@ -10,24 +10,20 @@ Letters: B users, I items with padding, N of them, K pairs of a user and an item
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shared_model.model.catalogue.bounds import Bounds, Extent, extents_of, sides_of
-from shared_model.model.catalogue.remembered import (
-    Block,
-    Mind,
-    Remembered,
-    Said,
-    remembered_pictures,
-    remembered_texts,
-)
+from shared_model.model.catalogue.projected import Reader, Remembered
+from shared_model.model.catalogue.remembered import Block, Crowd, Mind, Said, places_of
 from shared_model.model.mixture import Candidates, Mixture
 from shared_model.model.sasrec import PAD
 
 _PART = 2**12  # candidates that are compared at once
-_PROJECTED = 2**9  # and projected
+_PROJECTED = 2**10  # and projected
 _OVERHEAD = 0.5  # pairs an item up to which users are taken one by one
+_FEW = 2**7  # candidates of a user that are worked out without a closer look
 _SAMPLE = 1024  # items by which the sides of bounds are chosen
 
 
@@ -38,7 +34,8 @@ class Rows(Protocol):
         """Of items [N]: [N, F]."""
 
 
-# Whose scores between ``low`` and ``high`` [B, N] are still to be worked out, of some users.
+# Which scores that are at most ``off`` from ``middle`` [B, N] are still to be worked out, of some
+# users; if these are no numbers, all are.
 Undecided = Callable[[Tensor, Tensor, slice], Tensor]
 
 
@@ -50,7 +47,7 @@ class Shortlist:
     ) -> None:
         """``ids`` [I, D], features [I, .] and ``cold`` [I] bool by index, padding too."""
         self.mixture, self.ids, self.visual, self.text, self.cold = mixture, ids, visual, text, cold
-        self.size = len(ids)
+        self.size, self.reader = len(ids), Reader(mixture)
         self.vectors, self.weights = torch.empty_like(ids), ids.new_empty(self.size, 2)
         for part in self._slices(_PROJECTED):
             self.vectors[part], self.weights[part] = self._made(self._names(part))
@@ -66,34 +63,43 @@ class Shortlist:
 
         A score is worked out, or on the right side of both of the target's.
         """
-        minds = self._minds(sequence, held)
-        own, by_content = self._of_targets(minds, held, targets)
-        thresholds = torch.stack([own, by_content])[..., None]  # [2, B, 1]
+        crowd = self._crowd(sequence, held)
+        own, by_content = self._of_targets(crowd.minds, held, targets)
+        first = torch.where(own.isnan(), by_content, own)[:, None]
+        second = torch.where(by_content.isnan(), own, by_content)[:, None]
+        useless = first.isnan()  # a rank behind what is no number needs no scores
+        wrecked = bool(useless.any())
 
-        def undecided(low: Tensor, high: Tensor, users: slice) -> Tensor:
-            first, second = thresholds[:, users].unbind()
-            return (low <= first) & (high >= first) | (low <= second) & (high >= second)
+        def undecided(middle: Tensor, off: Tensor, users: slice) -> Tensor:
+            near = (middle - first[users]).abs_()
+            near = _not_above(torch.minimum(near, (middle - second[users]).abs_()), off)
+            return near & ~useless[users] if wrecked else near
 
         always = held.scatter(1, targets[:, None], True)
-        return self._scores(minds, held, always, undecided), by_content
+        return self._scores(crowd, held, always, undecided), by_content
 
     def best(self, sequence: Tensor, held: Tensor, count: int) -> Tensor:
         """Scores of all items for B users [B, I], as ``around``; those of each user's ``count``
         best are worked out, and no other is higher."""
-        minds = self._minds(sequence, held)
-        bounds = self._bounds(minds, held)
-        found = sequence.new_full((len(minds), count), -torch.inf)
+        crowd = self._crowd(sequence, held)
+        bounds = self._bounds(crowd)
+        found = sequence.new_full((len(sequence), count), -torch.inf)
         for part in self._slices(_PART):
-            low, _ = bounds.of(part)
-            low = low.masked_fill(self._names(part) == PAD, -torch.inf)
+            middle, off = bounds.of(part)
+            low = middle.sub_(off).masked_fill_(held[:, part], -torch.inf)
+            low.masked_fill_(self._names(part) == PAD, -torch.inf)
             found = torch.cat([found, low], 1).topk(count, 1).values
         least = found.min(1, keepdim=True).values
-        return self._scores(minds, held, held, lambda low, high, users: high >= least[users])
+
+        def undecided(middle: Tensor, off: Tensor, users: slice) -> Tensor:
+            return _not_above(least[users], middle + off)
+
+        return self._scores(crowd, held, held, undecided)
 
     def say(self, state: Tensor, held: Tensor) -> tuple[Tensor, Said]:
         """Scores of all items for one user [I], all of them worked out, and what they are made of;
         ``state`` [D], ``held`` [I] bool."""
-        [mind] = self._minds(state[None], held[None])
+        [mind] = self._crowd(state[None], held[None]).minds
         parts = []
         for part in self._slices(_PART):
             block = self._block(self._names(part))
@@ -103,30 +109,27 @@ class Shortlist:
 
     def bounds_of(self, sequence: Tensor, held: Tensor) -> Bounds:
         """Of the scores of B users; arguments as ``around``."""
-        return self._bounds(self._minds(sequence, held), held)
+        return self._bounds(self._crowd(sequence, held))
 
-    def _scores(
-        self, minds: list[Mind], held: Tensor, always: Tensor, undecided: Undecided
-    ) -> Tensor:
+    def _scores(self, crowd: Crowd, held: Tensor, always: Tensor, undecided: Undecided) -> Tensor:
         """The middle of each score's bounds, and where ``undecided`` or ``always`` [B, I] the
         score. [B, I]."""
-        bounds, near = self._bounds(minds, always), torch.empty_like(held)
-        scores, everybody = self.ids.new_empty(held.shape), slice(0, len(minds))
+        bounds, near = self._bounds(crowd), torch.empty_like(held)
+        scores, everybody = self.ids.new_empty(held.shape), slice(0, len(held))
         for part in self._slices(_PART):
-            low, high = bounds.of(part)
-            near[:, part] = undecided(low, high, everybody)
-            torch.add(low, high, out=scores[:, part]).mul_(0.5)
-        left = []
-        for user, own in enumerate(near):
-            names = own.nonzero()[:, 0]
-            sure = always[user].index_select(0, names)
-            few = names.masked_select(~sure)
-            low, high = bounds.closer(user, few)
-            scores[user].index_copy_(0, few, (low + high) / 2)
-            still = undecided(low[None], high[None], slice(user, user + 1))[0]
-            left.append(torch.cat([names.masked_select(sure), few.masked_select(still)]))
+            middle, off = bounds.of(part)
+            near[:, part] = undecided(middle, off, everybody)
+            scores[:, part] = middle
+        sure, left = places_of(always), places_of(near & ~always)
+        for user, names in enumerate(left):
+            if len(names) > _FEW:
+                middle, off = bounds.closer(user, names)
+                scores[user].index_copy_(0, names, middle)
+                still = undecided(middle[None], off[None], slice(user, user + 1))[0]
+                left[user] = names.masked_select(still)
+        left = [torch.cat(own) for own in zip(sure, left, strict=True)]
         for names, places in self._groups(left):
-            self._work_out(scores, minds, held, names, places)
+            self._work_out(scores, crowd.minds, held, names, places)
         return scores
 
     def _groups(self, left: list[Tensor]) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
@@ -190,25 +193,13 @@ class Shortlist:
         scores = self._fused(said, *of_items, holds.expand(-1, 2).flatten())
         return scores[::2], scores[1::2]
 
-    def _minds(self, sequence: Tensor, held: Tensor) -> list[Mind]:
-        """The users; what they remember is projected once for all of them."""
-        names = torch.from_numpy(held.numpy().any(0)).nonzero()[:, 0]  # torch takes far longer
-        pictures, texts = self._remembered(names)
-        return [
-            Mind(
-                self.mixture,
-                state,
-                pictures.of(own[pictures.names]),
-                texts.of(own[texts.names]),
-            )
-            for state, own in zip(sequence, held, strict=True)
-        ]
+    def _crowd(self, sequence: Tensor, held: Tensor) -> Crowd:
+        names = torch.from_numpy(np.flatnonzero(held.numpy().any(0)))
+        return Crowd(sequence, held, *self._remembered(names))
 
     def _remembered(self, names: Tensor) -> tuple[Remembered, Remembered]:
-        return (
-            remembered_pictures(self.mixture, names, self.visual[names]),
-            remembered_texts(self.mixture, names, self.text[names]),
-        )
+        pictures, texts = self.visual[names], self.text[names]
+        return self.reader.pictures(names, pictures), self.reader.texts(names, texts)
 
     def _block(self, names: Tensor) -> Block:
         return Block(names, self.vectors.index_select(0, names), self.visual[names])
@@ -221,8 +212,8 @@ class Shortlist:
         made = self.mixture.embed(items)
         return made.vectors[0], made.weights[0]
 
-    def _bounds(self, minds: list[Mind], held: Tensor) -> Bounds:
-        return Bounds(minds, held, self.mixture.gate, self.sides, self.extent)
+    def _bounds(self, crowd: Crowd) -> Bounds:
+        return Bounds(crowd, self.mixture.gate, self.sides, self.extent)
 
     def _names(self, part: slice) -> Tensor:
         return torch.arange(part.start, part.stop)
@@ -230,6 +221,11 @@ class Shortlist:
     def _slices(self, size: int) -> Iterator[slice]:
         for start in range(0, self.size, size):
             yield slice(start, min(start + size, self.size))
+
+
+def _not_above(least: Tensor, most: Tensor) -> Tensor:
+    """Where the first is not above the second, or either is no number: torch takes far longer."""
+    return torch.from_numpy(~(least.numpy() > most.numpy()))
 
 
 def _joined(said: Sequence[Said]) -> Said:

@@ -61,9 +61,9 @@ def test_scores_are_the_evaluations(
     adviser, seen = Adviser(run, dataset, stage), []
     ranks = evaluate.protocol_ranks
 
-    def watched(scores: Any, cases: Any, candidates: Any) -> Any:
+    def watched(scores: Any, *others: Any) -> Any:
         seen.append(scores.clone())
-        return ranks(scores, cases, candidates)
+        return ranks(scores, *others)
 
     monkeypatch.setattr(evaluate, "protocol_ranks", watched)
     rows, mixing = np.arange(dataset.num_users), None

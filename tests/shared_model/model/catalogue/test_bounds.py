@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from shared_model.model.catalogue.bounds import half_range, middles, unevenness
-from shared_model.model.catalogue.remembered import Remembered
 
 
 def worst_mean(numbers: Tensor, half: float) -> Tensor:
@@ -23,7 +22,8 @@ def test_no_mean_leaves_its_range_and_the_worst_comes_close(half: float) -> None
     two = [(torch.arange(60) >= below).double() for below in range(1, 60)]
     closest = 0.0
     for numbers in drawn + two:
-        [[middle]], [[off]] = middles(numbers[None, :, None], uneven)
+        equal = torch.ones(1, len(numbers)).double() / len(numbers)
+        [[middle]], [[off]] = middles(numbers[None, :, None], uneven, equal)
         most, least = worst_mean(numbers, half), -worst_mean(-numbers, half)
         assert middle - off - 1e-12 <= least <= most <= middle + off + 1e-12
         closest = max(closest, float((most - middle) / off.clamp(min=1e-9)))
@@ -33,9 +33,8 @@ def test_no_mean_leaves_its_range_and_the_worst_comes_close(half: float) -> None
 def test_texts_logits_differ_by_what_is_told() -> None:
     torch.manual_seed(0)
     maps, offset = torch.randn(2, 2, 5).double(), torch.randn(2, 2, 1).double()
-    nothing = torch.zeros(2, 2, 5).double()
-    texts = Remembered(torch.arange(2), maps, offset, nothing, nothing)
-    told = half_range(texts, torch.tensor(3.0).double())
+    equal = torch.full((2,), 0.5).double()
+    told = half_range(maps, offset[..., 0], equal, torch.tensor(3.0).double())
     for head in range(2):
         apart = maps[head, 0] - maps[head, 1]
         vector = 3 * apart / apart.norm() * (offset[head, 0] - offset[head, 1]).sign()

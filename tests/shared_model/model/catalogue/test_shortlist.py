@@ -19,6 +19,7 @@ def few_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shortlist, "_OVERHEAD", request.param)
     monkeypatch.setattr(shortlist, "_PART", 8)
     monkeypatch.setattr(shortlist, "_PROJECTED", 8)
+    monkeypatch.setattr(shortlist, "_FEW", 0)
     monkeypatch.setattr(bounds, "_SIDES", 2)
 
 
@@ -67,10 +68,14 @@ def test_a_user_alone_may_remember_nothing_or_what_lacks_a_modality(user: int) -
 
 @pytest.mark.parametrize("scale", [2.0, 0.4, 0.2])
 @pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("little", [0.0, torch.inf], ids=["each its share", "one share"])
 @torch.no_grad()
-def test_no_score_leaves_its_bounds(few: bool, scale: float) -> None:
+def test_no_score_leaves_its_bounds(
+    little: float, few: bool, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where attention is all on one item, and users have few, scores come close to them; or where
     texts mean nearly the same to a candidate, and the values differ by much more."""
+    monkeypatch.setattr(bounds, "_LITTLE", little)
     mixture, items, memory = random_mixture(True, scale), everything(), held()
     mixture.fusion.output.weight.div_(scale)
     if few:
@@ -80,14 +85,62 @@ def test_no_score_leaves_its_bounds(few: bool, scale: float) -> None:
     whole = listed(mixture, items)
     found = whole.bounds_of(sequence, memory)
     expected = by_the_formula(mixture, items, sequence, memory)
+    assert found.one == (little > 0)
     for part in (slice(0, 11), slice(11, ITEMS)):
-        low, high = found.of(part)
-        assert (low <= expected[:, part]).all()
-        assert (expected[:, part] <= high).all()
-    low, high = found.of(slice(0, ITEMS))
-    assert torch.equal(low.isinf(), memory)  # what is held is worked out
+        middle, off = found.of(part)
+        inside = (expected[:, part] - middle).abs() <= off
+        assert inside[~memory[:, part]].all()  # what is held is worked out
     nothing = memory.sum(1) == 0  # their scores are known
-    assert ((high - low)[nothing] <= 1e-3 * whole.vectors.norm(dim=1)).all()
+    _, off = found.of(slice(0, ITEMS))
+    assert (off[nothing] <= 5e-4 * whole.vectors.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("told", [0.01, 1.0])
+@torch.no_grad()
+def test_pictures_have_one_share_where_the_router_says_nearly_the_same_of_all(told: float) -> None:
+    """Then the scores come close to the ends that the router's least and largest leads allow."""
+    mixture, items, memory = random_mixture(True), everything(), held()
+    features = torch.rand_like(items.visual) + 0.1, torch.rand_like(items.text) + 0.1
+    items = Candidates(items.ids, *features, items.cold, items.names)
+    assert mixture.router is not None
+    mixture.router.weigh.weight.mul_(told)
+    sequence = torch.randn(USERS, D).double()
+    found = listed(mixture, items).bounds_of(sequence, memory)
+    expected = by_the_formula(mixture, items, sequence, memory)
+    middle, off = found.of(slice(0, ITEMS))
+    assert found.one == (told < 1)
+    assert ((expected - middle).abs() <= off)[~memory].all()
+
+
+@torch.no_grad()
+def test_what_is_no_number_ranks_as_the_formula_has_it() -> None:
+    mixture, items, memory = random_mixture(True), everything(), held()
+    sequence, rows = torch.randn(USERS, D).double(), torch.arange(USERS)
+    sequence[0], sequence[1], sequence[2, 0] = torch.nan, torch.inf, -torch.inf
+    sequence[4], memory[4] = 1e300, memory[2]
+    scores, by_content = listed(mixture, items).around(sequence, memory, TARGETS)
+    expected = by_the_formula(mixture, items, sequence, memory)
+    cold = as_cold(mixture, items, sequence, memory)[rows, TARGETS]
+    for found, right in ((scores[rows, TARGETS], expected[rows, TARGETS]), (by_content, cold)):
+        ahead, formula = ~(scores < found[:, None]), ~(expected < right[:, None])
+        assert torch.equal(ahead[:, 1:], formula[:, 1:])
+
+
+@pytest.mark.parametrize("name", ["fusion.output.weight", "experts.text.query.bias", "gate"])
+@pytest.mark.parametrize("wreck", [torch.nan, torch.inf, 1e200])
+@torch.no_grad()
+def test_bounds_of_a_wrecked_model_change_no_rank(name: str, wreck: float) -> None:
+    """Where numbers are none, ways to the same formula differ: so against all of it worked out."""
+    mixture, items, memory = random_mixture(True), everything(), held()
+    mixture.get_parameter(name).fill_(wreck)
+    sequence, rows = torch.randn(USERS, D).double(), torch.arange(USERS)
+    whole = listed(mixture, items)
+    scores, _ = whole.around(sequence, memory, TARGETS)
+    users = zip(sequence, memory, strict=True)
+    expected = torch.stack([whole.say(state, own)[0] for state, own in users])
+    ahead = ~(scores < scores[rows, TARGETS][:, None])
+    formula = ~(expected < expected[rows, TARGETS][:, None])
+    assert torch.equal(ahead[:, 1:], formula[:, 1:])
 
 
 @pytest.mark.parametrize("scale", [0.4, 0.2])
@@ -100,13 +153,12 @@ def test_a_closer_look_is_narrower_and_holds_the_score(scale: float) -> None:
     sequence = torch.randn(len(memory), D).double()
     found = listed(mixture, items).bounds_of(sequence, memory)
     expected = by_the_formula(mixture, items, sequence, memory)
-    widths, box = [], found.of(slice(0, ITEMS))
+    widths, (_, box) = [], found.of(slice(0, ITEMS))
     for user, own in enumerate(memory):
         names = (~own).nonzero()[:, 0]
-        low, high = found.closer(user, names)
-        assert (low <= expected[user, names]).all()
-        assert (expected[user, names] <= high).all()
-        widths.append(((high - low).mean(), (box[1] - box[0])[user, names].mean()))
+        middle, off = found.closer(user, names)
+        assert ((expected[user, names] - middle).abs() <= off).all()
+        widths.append((off.mean(), box[user, names].mean()))
     closer, whole = torch.tensor(widths).mean(0)
     assert closer < 0.5 * whole
 
