@@ -12,10 +12,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from feddmmr.launch.in_process import InProcessGrid
+from shared_model.model.recommender import Arrays
 from shared_model.protocol import messages
-from shared_model.protocol.config import Value
+from shared_model.protocol.config import Value, parse_settings
+from shared_model.protocol.wire import Wire
 
-Change = Callable[[RecordDict], None]  # of a reply to "train", in place
+Change = Callable[[RecordDict, Wire], None]  # of a reply to "train" in a format, in place
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,27 @@ class Fault:
     rounds: int = 0
 
 
-def _arrays(change: Callable[[np.ndarray], np.ndarray]) -> Change:
-    """Every array of the update changed."""
+def _numbers(change: Callable[[Arrays], Arrays]) -> Change:
+    """The update's numbers changed, in whatever format they travel."""
 
-    def apply(content: RecordDict) -> None:
+    def apply(content: RecordDict, wire: Wire) -> None:
+        arrays = wire.decode(messages.from_record(content.array_records["arrays"]))
+        content.array_records["arrays"] = messages.to_record(wire.encode(change(arrays)))
+
+    return apply
+
+
+def _scaled(factor: float) -> Change:
+    """The update times a number."""
+    return _numbers(
+        lambda arrays: {n: a * factor if a.is_floating_point() else a for n, a in arrays.items()}
+    )
+
+
+def _arrays(change: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """Every array that travels changed."""
+
+    def apply(content: RecordDict, wire: Wire) -> None:
         record = content.array_records["arrays"]
         for name in list(record):
             record[name] = Array(change(record[name].numpy()))
@@ -40,9 +59,9 @@ def _arrays(change: Callable[[np.ndarray], np.ndarray]) -> Change:
 
 
 def _first(change: Callable[[ArrayRecord, str], None]) -> Change:
-    """The first array of the update changed."""
+    """The first array that travels changed."""
 
-    def apply(content: RecordDict) -> None:
+    def apply(content: RecordDict, wire: Wire) -> None:
         record = content.array_records["arrays"]
         change(record, next(iter(record)))
 
@@ -52,16 +71,17 @@ def _first(change: Callable[[ArrayRecord, str], None]) -> Change:
 def _entry(value: float) -> Change:
     """One number of the update replaced."""
 
-    def replace(record: ArrayRecord, name: str) -> None:
-        array = record[name].numpy()
-        array.flat[0] = value
-        record[name] = Array(array)
+    def replace(arrays: Arrays) -> Arrays:
+        name = next(name for name, array in arrays.items() if array.is_floating_point())
+        first = arrays[name].clone()
+        first.view(-1)[0] = value
+        return arrays | {name: first}
 
-    return _first(replace)
+    return _numbers(replace)
 
 
 def _weight(change: Callable[[float], float]) -> Change:
-    def apply(content: RecordDict) -> None:
+    def apply(content: RecordDict, wire: Wire) -> None:
         sums = content.metric_records["sums"]
         sums["weight"] = change(float(str(sums["weight"])))
 
@@ -98,10 +118,10 @@ FAULTS = (
     Fault("zero weight", _weight(lambda _: 0.0)),
     Fault("negative weight", _weight(lambda weight: -weight)),
     Fault("NaN weight", _weight(lambda _: float("nan"))),
-    Fault("update x 1e6", _arrays(lambda array: array * np.float32(1e6))),
-    Fault("update x 10", _arrays(lambda array: array * np.float32(10))),
-    Fault("update x -1", _arrays(lambda array: -array)),
-    Fault("update x -10", _arrays(lambda array: array * np.float32(-10))),
+    Fault("update x 1e6", _scaled(1e6)),
+    Fault("update x 10", _scaled(10.0)),
+    Fault("update x -1", _scaled(-1.0)),
+    Fault("update x -10", _scaled(-10.0)),
     Fault("exception", behaviour="raises"),
     Fault("silence past the deadline", behaviour="is silent"),
     Fault("silent for 10 rounds", behaviour="is silent", rounds=_AWHILE),
@@ -128,6 +148,7 @@ class FaultyGrid(InProcessGrid):
         self.replies: list[Message] = []
         self.last: Message | None = None
         self._fault, self._start, self._round = fault, start, 0
+        self._wire = Wire(parse_settings(run_config).wire_dtype, seed=0)
         self._bad = list(self.contexts)[bad]
         self._absent = None if fault.behaviour != "leaves" else self.contexts[self._bad]
 
@@ -164,7 +185,7 @@ class FaultyGrid(InProcessGrid):
         replies = list(super().send_and_receive(requests))
         for reply in replies:
             if reply.metadata.src_node_id == self._bad and self._fault.change is not None:
-                self._fault.change(reply.content)
+                self._fault.change(reply.content, self._wire)
         return self._noted(replies)
 
     def _noted(self, replies: list[Message]) -> list[Message]:

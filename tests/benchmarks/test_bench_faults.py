@@ -97,9 +97,19 @@ def rounds_of(kind: str, rounds: Sequence[dict[str, Any]]) -> list[int]:
     return [r["round"] for r in rounds for what in r.get(kind, []) if "partition-3" in str(what)]
 
 
+FORMATS: dict[str, dict[str, Value]] = {
+    "float32": {},
+    "bfloat16": {"wire-dtype": "bfloat16"},
+    "rows": {"candidates": 8},
+    "int8, rows": {"wire-dtype": "int8", "candidates": 8},
+}
+
+
+@pytest.mark.parametrize("wire", FORMATS)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_fault_is_survived(config: dict[str, Value], name: str) -> None:
+def test_every_fault_is_survived(config: dict[str, Value], name: str, wire: str) -> None:
     """Each is noticed in every bad round, unless it can be an honest node's update."""
+    config |= FORMATS[wire]
     [fault] = [f for f in FAULTS if f.name == name]
     fault = replace(fault, rounds=min(fault.rounds, 2))
     _, rounds = disturbed(fault, config)
