@@ -30,6 +30,7 @@ from shared_model.errors import ConfigError, DataError, FedDMMRError
 from shared_model.protocol import messages
 from shared_model.protocol.config import Value, key_of, parse_settings
 from shared_model.protocol.plan import LocalUpdate
+from shared_model.stages import stage_of
 
 ROOM = 1.5  # times the largest honest update fits below its limit
 
@@ -51,8 +52,9 @@ class MeasuringGrid(InProcessGrid):
         """As in process."""
         requests = list(messages_)
         if requests and requests[0].metadata.message_type == messages.TRAIN:
-            stage = str(messages.read_plan(requests[0].content).stage)
-            self._round = self.found.setdefault(stage, defaultdict(list))
+            stage = stage_of(messages.read_plan(requests[0].content).stage)
+            self._round = self.found.setdefault(str(stage.number), defaultdict(list))
+            self._mixes = stage.mixes
         return super().push_messages(requests)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -62,7 +64,7 @@ class MeasuringGrid(InProcessGrid):
             contents = [messages.check_reply(reply) for reply in replies]
             updates = [messages.read_update(content) for content in contents]
             for nodes in self._into:
-                self._round[nodes].append(largest_share(added_up(updates, nodes)))
+                self._round[nodes].append(largest_share(added_up(updates, nodes), self._mixes))
         return replies
 
 
@@ -71,10 +73,10 @@ def added_up(updates: Sequence[LocalUpdate], nodes: int) -> list[LocalUpdate]:
     return [reduce(add, updates[node::nodes]) for node in range(nodes)]
 
 
-def largest_share(updates: Sequence[LocalUpdate]) -> float:
+def largest_share(updates: Sequence[LocalUpdate], mixes: bool) -> float:
     """Of any update in its own limit."""
     times = times_usual(updates)
-    return max(float(t) / limit(u.participants) for t, u in zip(times, updates, strict=True))
+    return max(float(t) / limit(u.participants, mixes) for t, u in zip(times, updates, strict=True))
 
 
 def benchmark(args: argparse.Namespace) -> Record:

@@ -12,8 +12,10 @@ from server_app.record.schema import Clip, Drop
 from server_app.rounds.result import Exchange
 from shared_model.errors import FedDMMRError, NodeError, RoundError
 from shared_model.protocol import messages
+from shared_model.protocol.config import Settings
 from shared_model.protocol.messages import NodeReport
 from shared_model.protocol.plan import LocalUpdate
+from shared_model.stages import Stage
 
 _REASON = 400  # characters that a node can put into the manifest each round
 _Given = TypeVar("_Given")
@@ -70,7 +72,9 @@ def usable_replies(census: Census, replies: Iterable[Message]) -> Answers[Record
     return Answers(usable, Exchange(bytes_up=bytes_up, dropped=dropped))
 
 
-def bounded(answers: Answers[LocalUpdate], aggregation: str) -> Answers[LocalUpdate]:
+def bounded(
+    answers: Answers[LocalUpdate], settings: Settings, stage: Stage
+) -> Answers[LocalUpdate]:
     """Without updates far beyond the norm limit; "clipped" makes the others beyond it usual.
 
     Not only as small as the limit: who is beyond it has no claim to the room that it leaves.
@@ -80,13 +84,13 @@ def bounded(answers: Answers[LocalUpdate], aggregation: str) -> Answers[LocalUpd
     clipped: list[Clip] = []
     norms = times_usual([update for _, update in answers.usable]).tolist()
     for (node, update), times in zip(answers.usable, norms, strict=True):
-        most = limit(update.participants)
+        most = limit(update.participants, stage.mixes)
         if times > HARD_LIMIT * most:
             reason = f"update norm {times:.3g} times the usual one, limit {most:.3g}"
             dropped.append(_drop(node, reason))
             continue
         kept = update
-        if times > most and aggregation == "clipped":
+        if times > most and settings.aggregation == "clipped":
             clipped.append({"node": node.name, "factor": 1 / times})
             kept = scaled(update, 1 / times)
         usable.append((node, kept))

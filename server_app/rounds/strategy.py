@@ -185,7 +185,7 @@ class StageStrategy(Strategy):
             return update
 
         answers = usable_replies(self.census, replies).read(read)
-        return answers if self.noising else bounded(answers, self.settings.aggregation)
+        return answers if self.noising else bounded(answers, self.settings, self.stage)
 
     def step(
         self, round_: int, arrays: Arrays, answers: Answers[Any], total: LocalUpdate | None = None

@@ -33,7 +33,7 @@ def test_many_nodes_added_up_have_the_shares_of_few(tmp_path: Path) -> None:
 def test_too_little_room_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norms, "limit", lambda participants: 0.1)
+    monkeypatch.setattr(norms, "limit", lambda participants, mixes: 0.1)
     with pytest.raises(SystemExit) as ended:
         shares(tmp_path, write_mixed(tmp_path / "dataset"), "--nodes", "3", "--into", "3")
     assert ended.value.code == 1

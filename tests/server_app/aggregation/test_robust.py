@@ -90,7 +90,7 @@ def test_one_scaled_node_of_ten_moves_little(aggregation: str, attack: float) ->
     updates[3] = scaled(updates[3], attack)
     if aggregation == "clipped":
         times = times_usual(updates)[3]
-        beyond = times > limit(updates[3].participants)
+        beyond = times > limit(updates[3].participants, mixes=False)
         assert beyond == (abs(attack) > 1)
         updates[3] = scaled(updates[3], 1 / times if beyond else 1.0)
     found = combined(updates, LIKE, aggregation, 0.2)
@@ -116,14 +116,15 @@ def test_the_usual_norm_is_the_formula() -> None:
     np.testing.assert_allclose(times, [1, 1, 1, 4 / (16 / 3), 9 / 27], rtol=1e-6)
     times = times_usual([node(w, w) for w in weights])  # they agree: t = 3
     np.testing.assert_allclose(times, [1 / 3, 2 / 3, 1, 1, 1], rtol=1e-6)
-    assert [limit(people) for people in (0, 1, 16, 10**6)] == [8, 8, 5, 4.004]
+    assert [limit(people, False) for people in (0, 1, 9, 10**6)] == [5, 5, 3, 2.003]
+    assert [limit(people, True) for people in (0, 1, 9, 10**6)] == [12, 12, 8, 6.006]
 
 
 def test_with_two_nodes_nobody_is_judged() -> None:
     idle = LocalUpdate(LIKE, 0.0, 0.0, 0, 0)
     far = scaled(honest(2), 1e6)
     assert not times_usual([honest(1), far, idle]).any()
-    assert times_usual([honest(1), far, honest(3)])[1] > HARD_LIMIT * limit(8)
+    assert times_usual([honest(1), far, honest(3)])[1] > HARD_LIMIT * limit(8, mixes=True)
     assert not times_usual([scaled(honest(n), 0.0) for n in range(3)]).any()
     assert reduce_updates([idle], LIKE) is None
 
@@ -241,7 +242,8 @@ def test_honest_topologies_have_room(
 
     def spy(updates: list[LocalUpdate]) -> Any:
         times = times_usual(updates)
-        shares = [t / limit(u.participants) for t, u in zip(times, updates, strict=True)]
+        mixes = any(name.startswith("mixture.") for name in updates[0].arrays)
+        shares = [t / limit(u.participants, mixes) for t, u in zip(times, updates, strict=True)]
         seen.append(max(shares))
         return times
 
