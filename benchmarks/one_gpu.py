@@ -20,7 +20,7 @@ from flwr.app import Message, RecordDict
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.output import write_json
+from benchmarks.output import one_line_errors, write_json
 from feddmmr.benchmark.bars import held
 from feddmmr.benchmark.registry import Benchmark, benchmark_of, registered
 from feddmmr.launch.command import by_stage, checked, merge, own_app
@@ -28,7 +28,7 @@ from feddmmr.launch.in_process import InProcessGrid
 from server_app.app import federate
 from server_app.record.manifest import Record
 from server_app.record.schema import ManifestDocument
-from shared_model.errors import DataError, FedDMMRError
+from shared_model.errors import DataError
 from shared_model.model.recommender import Arrays
 from shared_model.protocol import messages
 from shared_model.protocol.config import Value, key_of, parse_settings
@@ -184,12 +184,9 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
 def main(given: list[str] | None = None) -> None:
     """Train, print the bars; exit code 1 for an error (one line) or a missed bar."""
     args = _arguments(given)
-    try:
+    with one_line_errors():
         result = benchmark(args)
         write_json(args.out, result)
-    except (FedDMMRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print_table(result)
     if missed := [bar["what"] for bar in result["bars"] if not bar["reached"]]:
         print(f"error: missed: {', '.join(missed)}", file=sys.stderr)

@@ -9,7 +9,6 @@ a second of each, the medians, and the engine's ratio to the others.
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,13 +19,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.output import write_json
+from benchmarks.output import one_line_errors, write_json
 from benchmarks.speed_parts.work import Work, engine_round, open_work, plain_round
 from client_app.training.objective import BackboneObjective, participants
 from client_app.training.train import side_by_side
 from feddmmr.launch.command import by_stage, checked, merge, own_app
 from server_app.record.manifest import Record
-from shared_model.errors import FedDMMRError
 from shared_model.model.recommender import freeze, read_groups
 from shared_model.protocol.config import Value, key_of
 
@@ -112,12 +110,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=own_app() / "conf" / "ml-1m.toml")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     args = parser.parse_args(given)
-    try:
+    with one_line_errors():
         result = benchmark(args)
         write_json(args.out, result)
-    except (FedDMMRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print_table(result)
 
 

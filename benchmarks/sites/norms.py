@@ -20,13 +20,13 @@ from flwr.app import Message
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.output import write_json
+from benchmarks.output import one_line_errors, write_json
 from feddmmr.launch.command import by_stage, checked, merge, own_app
 from feddmmr.launch.in_process import InProcessGrid
 from server_app.aggregation.robust import limit, times_usual
 from server_app.app import federate
 from server_app.record.manifest import Record
-from shared_model.errors import ConfigError, DataError, FedDMMRError
+from shared_model.errors import ConfigError, DataError
 from shared_model.protocol import messages
 from shared_model.protocol.config import Value, key_of, parse_settings
 from shared_model.protocol.plan import LocalUpdate
@@ -128,12 +128,9 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, nargs="*", default=[])
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     args = parser.parse_args(given)
-    try:
+    with one_line_errors():
         result = benchmark(args)
         write_json(args.out, result)
-    except (FedDMMRError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     print_table(result)
     if result["largest"] * ROOM > 1:
         print(f"error: less than {ROOM} times of room", file=sys.stderr)
