@@ -190,7 +190,7 @@ def _evaluate(node: Node, content: RecordDict) -> RecordDict:
     mixing = messages.read_mixing(content)
     if not _frozen(node, model, mixing, content):
         return messages.ask_for_frozen(mixing.frozen_sha256)
-    recall = node.recall(model)
+    recall = node.recall(model, told_apart=True)
     sums = evaluate_users(model, *cases, (recall.settings(mixing), recall), cuts)
     return messages.metrics_content(sums)
 

@@ -127,15 +127,18 @@ class Node:
         model.frozen_sha256 = sha256
         return True
 
-    def recall(self, model: Recommender) -> Recall:
-        """The memories of this node's users under a loaded model."""
+    def recall(self, model: Recommender, told_apart: bool = False) -> Recall:
+        """The memories of this node's users under a loaded model.
+
+        ``told_apart``: from other models of the same backbone, too, whose catalogues differ.
+        """
         recall = _recall(self.dataset, self.settings.modalities, torch_device(self.settings.device))
         stage = model.stage
         groups = [group for group in ("item_embedding", "backbone") if group in stage.trained]
         backbone = arrays_sha256(read_groups(model, groups))  # what is frozen has its own hash
-        trained = arrays_sha256(read_groups(model, stage.trained))
         frozen = model.frozen_sha256
-        return recall.with_backbone(frozen + backbone, frozen + trained)
+        whole = frozen + arrays_sha256(read_groups(model, stage.trained)) if told_apart else ""
+        return recall.with_backbone(frozen + backbone, whole)
 
     def novelty(self, total_users: int) -> Ints:
         """Histogram of the novelty that a sample of this node's users meets."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from client_app.data.dataset import Dataset, Ints, Rows, membership
 from shared_model.model.mixture import mask_repeated_targets
 from shared_model.model.sasrec import PAD
-from shared_model.seeds import STRIDE, mix, uniform
+from shared_model.seeds import STRIDE, mix
 
 Bools = npt.NDArray[np.bool_]
 
@@ -101,9 +101,11 @@ def _negatives(dataset: Dataset, rows: Rows, seed: int, count: int) -> Ints:
 
 def _some_of(among: Bools, keys: npt.NDArray[np.uint64], seed: int) -> Ints:
     """Up to ``_OWN`` of the items that each user has ``among`` [B, I+1], by hash: int64 [B, E]."""
-    users, items = among.nonzero()
-    draws = uniform(seed, keys[users] ^ (items.astype(np.uint64) * STRIDE))
-    order = np.lexsort((draws, users))
+    users, items = np.divmod(np.flatnonzero(among), among.shape[1])  # nonzero takes twice as long
+    # No two items of a user have one hash, so sorts need not be stable but for the users' own.
+    order = np.argsort(mix(seed, keys[users] ^ (items.astype(np.uint64) * STRIDE)))
+    users = users.astype(np.min_scalar_type(len(among)))  # small integers: a radix sort
+    order = order[np.argsort(users[order], kind="stable")]
     users, items = users[order], items[order]
     counts = among.sum(1)
     place = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -150,15 +150,18 @@ def _train_batches(
     if plan.sums_users:
         objective.share(len(chosen))
     waiting = list(reversed(chosen))
+    following: Batch | None = None
     while waiting:
         rows = waiting.pop()
         before = {name: value.clone() for name, value in sums.items()} if told else {}
         try:
-            batch = objective.batch(rows)
+            batch = following or objective.batch(rows)
+            # Before this one is trained: to ask a GPU for sizes is to wait for all that it has.
+            following = objective.batch(waiting[-1]) if waiting else None
             told.append(Told.of(batch, train_batch(model, objective, batch, plan, sums)))
             continue
         except torch.OutOfMemoryError as error:
-            reason = str(error)
+            reason, following = str(error), None
         for name, value in sums.items():  # without what was added before memory ran out
             value.zero_()
             if before:
