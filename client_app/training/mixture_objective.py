@@ -58,10 +58,9 @@ class MixtureObjective:
         self.recall.foresee(self.model, rows, self.dataset.train_lengths(rows), self.settings)
 
     def share(self, batches: int) -> None:
-        """On a processor, maps of the whole catalogue, if they serve enough batches."""
+        """Maps of the whole catalogue, if they serve enough batches."""
         whole = self.forward.whole()
-        shares = self.device.type == "cpu" and whole is not None
-        if shares and whole is not None and worth_sharing(len(whole[0]), batches):
+        if whole is not None and worth_sharing(len(whole[0]), batches, self.device.type):
             self.shared = SharedMaps(self.model.mix().item_maps(*whole))
             self.forward.made = self.shared.maps
 

@@ -1,8 +1,9 @@
 """What all batches of a round make of items alone, made once, and its gradient.
 
-On a processor a round has many small batches, and each would map the same remembered items and
+A round has several batches, on a processor many, and each would map the same remembered items and
 route the same candidates again. Here they take them from tables of the whole catalogue, add up the
-gradients of these tables, and go the rest of the way back once.
+gradients of these tables, and go the rest of the way back once. A GPU need not say, either, how
+many items of a batch are distinct: whoever asks waits for all that it has to do.
 
 Letters: U items of the catalogue, H heads, D hidden size.
 """
@@ -19,12 +20,13 @@ from shared_model.model.mixture import ItemMaps
 from shared_model.model.recommender import Arrays
 
 _TRAINED = ("planes", "offset", "weights")
-_A_BATCH = 1000  # distinct items of a batch, about: that many are mapped once for each without this
+# Distinct items of a batch, about: that many are mapped once for each without this.
+_A_BATCH = {"cpu": 1000, "cuda": 5000}
 
 
-def worth_sharing(items: int, batches: int) -> bool:
+def worth_sharing(items: int, batches: int, device: str) -> bool:
     """Whether tables of so many items cost less than what the batches would map by themselves."""
-    return items <= _A_BATCH * batches
+    return items <= _A_BATCH[device] * batches
 
 
 class SharedMaps:

@@ -63,7 +63,10 @@ class ServerOptimizer:
         return new
 
     def _slot(self, slot: str, name: str, like: Tensor) -> Tensor:
-        return self.state.setdefault(f"{slot}/{name}", torch.zeros_like(like))
+        key = f"{slot}/{name}"
+        if key not in self.state:
+            self.state[key] = torch.zeros_like(like)
+        return self.state[key]
 
     def _move(self, slots: Arrays, delta: Tensor, steps: int | Tensor) -> Tensor:
         """Where to, by the array's ``slots``, which are moved in place."""

@@ -79,9 +79,10 @@ def combined(
 
 
 def _weighted_mean(updates: Sequence[LocalUpdate], arrays: Arrays) -> Arrays:
-    sums = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in arrays.items()}
-    weight = 0.0
-    for update in updates:
+    first, *others = updates
+    sums = {name: first.arrays[name].to(torch.float64, copy=True) for name in arrays}
+    weight = first.weight
+    for update in others:
         weight += update.weight
         for name, total in sums.items():
             total += update.arrays[name]

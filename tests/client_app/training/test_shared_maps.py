@@ -31,7 +31,7 @@ def test_shared_maps_change_nothing(
     shared = []
 
     def update(share: bool) -> LocalUpdate:
-        def asked(items: int, batches: int) -> bool:
+        def asked(items: int, batches: int, device: str) -> bool:
             shared.append((items, batches, share))
             return share
 
@@ -50,6 +50,8 @@ def test_shared_maps_change_nothing(
 
 
 def test_few_batches_do_not_map_a_large_catalogue() -> None:
-    assert worth_sharing(3417, 10)
-    assert not worth_sharing(100_000, 10)
-    assert not worth_sharing(3417, 1)
+    assert worth_sharing(3417, 10, "cpu")
+    assert not worth_sharing(100_000, 10, "cpu")
+    assert not worth_sharing(3417, 1, "cpu")
+    assert worth_sharing(3417, 1, "cuda")
+    assert not worth_sharing(100_000, 3, "cuda")
