@@ -76,8 +76,8 @@ class ServerOptimizer:
             return slots["velocity"].mul_(_MOMENTUM).add_(delta)
         first = slots["first"].lerp_(delta, 1 - _BETA1)
         second = slots["second"].mul_(_BETA2).addcmul_(delta, delta, value=1 - _BETA2)
-        unbiased = first / (1 - _BETA1**steps)
-        return unbiased / ((second / (1 - _BETA2**steps)).sqrt() + _EPS)
+        scale = (second / (1 - _BETA2**steps)).sqrt_().add_(_EPS)
+        return (first / (1 - _BETA1**steps)).div_(scale)
 
 
 def scheduled_rate(schedule: str, rate: float, round_: int, num_rounds: int) -> float:

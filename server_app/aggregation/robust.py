@@ -79,14 +79,15 @@ def combined(
 
 
 def _weighted_mean(updates: Sequence[LocalUpdate], arrays: Arrays) -> Arrays:
-    first, *others = updates
-    sums = {name: first.arrays[name].to(torch.float64, copy=True) for name in arrays}
-    weight = first.weight
-    for update in others:
-        weight += update.weight
-        for name, total in sums.items():
-            total += update.arrays[name]
-    return {name: (total / weight).float() for name, total in sums.items()}
+    weight = sum(update.weight for update in updates)
+    result = {}
+    for name in arrays:
+        first, *others = (update.arrays[name] for update in updates)
+        total = first.to(torch.float64, copy=True)
+        for other in others:
+            total += other
+        result[name] = total.div_(weight).float()
+    return result
 
 
 def _trimmed_mean(updates: Sequence[LocalUpdate], arrays: Arrays, cut: int) -> Arrays:
