@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from client_app.data.dataset import Dataset
-from client_app.training.sampled_softmax import draw_sample, next_item_loss
+from client_app.training.sampled_softmax import _some_of, draw_sample, next_item_loss
 from shared_model.model.sasrec import PAD
+from shared_model.seeds import STRIDE, mix
 from tests.conftest import MakeDataset
 
 USERS, TARGETS, NEGATIVES = 6, 32, 256  # the last two as by default
@@ -116,3 +117,17 @@ def test_a_sample_belongs_to_its_user_alone(make_dataset: MakeDataset) -> None:
         assert (alone.items[0][kept] == together.items[user][found]).all()
         assert (alone.log_weights[0][kept] == together.log_weights[user][found]).all()
         assert np.isneginf(together.log_weights[user][~found]).all()
+
+
+def test_a_users_own_sample_is_of_the_lowest_hashes() -> None:
+    generator = np.random.default_rng(3)
+    among = generator.random((40, 300)) < generator.random((40, 1))
+    among[7] = False
+    keys = generator.integers(0, 2**63, 40).astype(np.uint64)
+    found = _some_of(among, keys, seed=11)
+    for user, key in enumerate(keys):
+        items = np.flatnonzero(among[user])
+        hashes = mix(11, key ^ (items.astype(np.uint64) * STRIDE))
+        lowest = items[np.argsort(hashes)][:16]
+        assert (found[user][: len(lowest)] == lowest).all()
+        assert (found[user][len(lowest) :] == PAD).all()
