@@ -2,30 +2,33 @@
 
 import hashlib
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from server_app.aggregation.optimizers import ServerOptimizer
 from server_app.record.artifact import write_atomically as write_atomically
 from shared_model.errors import ManifestError
 from shared_model.fingerprint import file_sha256
 from shared_model.model.recommender import Arrays
 
-_MODEL, _OPTIMIZER = "model/", "optimizer/"
+_MODEL = "model/"
 
 
-def save_checkpoint(
-    folder: Path, stem: str, arrays: Arrays, optimizer: ServerOptimizer | None = None
-) -> tuple[str, str]:
-    """Write model arrays, and the optimizer's if given; returns file name and sha256.
+class Stateful(Protocol):
+    """What goes on from arrays that it kept between rounds: the optimizer, the guard."""
+
+    state: Arrays
+
+
+def save_checkpoint(folder: Path, stem: str, arrays: Arrays, **beside: Stateful) -> tuple[str, str]:
+    """Write model arrays, and the state of what is named beside them; returns file name and sha256.
 
     The name holds the hash, so that no other checkpoint of the run is ever written over.
     """
     named = {_MODEL + name: value.contiguous() for name, value in arrays.items()}
-    if optimizer is not None:
-        state = optimizer.state.items()
-        named |= {_OPTIMIZER + name: value.contiguous() for name, value in state}
+    for kind, kept in beside.items():
+        named |= {f"{kind}/{name}": value.contiguous() for name, value in kept.state.items()}
     content = save(named)
     sha256 = hashlib.sha256(content).hexdigest()
     file = f"{stem}-{sha256[:12]}.safetensors"
@@ -33,8 +36,8 @@ def save_checkpoint(
     return file, sha256
 
 
-def load_checkpoint(path: Path, sha256: str, optimizer: ServerOptimizer | None = None) -> Arrays:
-    """The model arrays of a checkpoint; fills the optimizer's state if one is given.
+def load_checkpoint(path: Path, sha256: str, **beside: Stateful) -> Arrays:
+    """The model arrays of a checkpoint; fills the state of what is named beside them.
 
     ``ManifestError`` if the file is missing, unreadable or not the one that was recorded.
     """
@@ -51,8 +54,8 @@ def load_checkpoint(path: Path, sha256: str, optimizer: ServerOptimizer | None =
             got=found[:12] or "no file",
             todo="restore the file, or train the stage again with redo=true",
         )
-    if optimizer is not None:
-        optimizer.state = _strip(named, _OPTIMIZER)
+    for kind, kept in beside.items():
+        kept.state = _strip(named, f"{kind}/")
     return _strip(named, _MODEL)
 
 

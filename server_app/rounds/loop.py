@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from server_app.privacy.releases import Ledger
 from server_app.record import report
-from server_app.record.checkpoint import load_checkpoint, save_checkpoint
+from server_app.record.checkpoint import Stateful, load_checkpoint, save_checkpoint
 from server_app.record.manifest import Manifest, Record
 from server_app.record.mlflow_run import MlflowStage
 from server_app.record.schema import Release, RoundRecord, StageRecord
@@ -84,7 +84,7 @@ class StageRun:
         done = last["round"]
         self.record["rounds"] = [e for e in self.record["rounds"] if e["round"] <= done]
         path = self.manifest.folder / last["file"]
-        arrays = self._trained(load_checkpoint(path, last["sha256"], self.strategy.optimizer))
+        arrays = self._trained(load_checkpoint(path, last["sha256"], **self._beside()))
         self.strategy.optimizer.steps = last["optimizer_steps"]
         report.say(f"stage {self.stage}: resumed after round {done}")
         return arrays, done
@@ -92,6 +92,10 @@ class StageRun:
     def _trained(self, arrays: Arrays) -> Arrays:
         """A checkpoint without the frozen groups, which it holds as the stage got them."""
         return {name: value for name, value in arrays.items() if name not in self.strategy.frozen}
+
+    def _beside(self) -> dict[str, Stateful]:
+        """What a stage that was cut off goes on with, besides its arrays."""
+        return {"optimizer": self.strategy.optimizer, "guard": self.strategy.guard}
 
     def _round(self, round_: int, arrays: Arrays) -> Arrays:
         """One round of training, with validation and a checkpoint where they are due."""
@@ -197,7 +201,7 @@ class StageRun:
             self.manifest.folder,
             f"stage{self.stage}-last{round_:04d}",
             self.strategy.frozen | arrays,
-            optimizer,
+            **self._beside(),
         )
         self.record["last"] = {
             "file": file,

@@ -6,16 +6,12 @@ from typing import Any, Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 
-from server_app.aggregation.robust import HARD_LIMIT, limit, scaled, times_usual
 from server_app.nodes.census import Census
 from server_app.record.schema import Clip, Drop
 from server_app.rounds.result import Exchange
 from shared_model.errors import FedDMMRError, NodeError, RoundError
 from shared_model.protocol import messages
-from shared_model.protocol.config import Settings
 from shared_model.protocol.messages import NodeReport
-from shared_model.protocol.plan import LocalUpdate
-from shared_model.stages import Stage
 
 _REASON = 400  # characters that a node can put into the manifest each round
 _Given = TypeVar("_Given")
@@ -28,7 +24,7 @@ class Answers(Generic[_Given]):
 
     usable: list[tuple[NodeReport, _Given]]
     exchange: Exchange
-    clipped: list[Clip] = field(default_factory=list)  # by ``bounded``
+    clipped: list[Clip] = field(default_factory=list)  # by ``Guard``
 
     def after(self, earlier: Exchange) -> "Answers[_Given]":
         """The same answers, with what was exchanged before them."""
@@ -42,7 +38,7 @@ class Answers(Generic[_Given]):
             try:
                 usable.append((node, reader(given, node)))
             except FedDMMRError as error:
-                dropped.append(_drop(node, str(error)))
+                dropped.append(drop(node, str(error)))
         return Answers(usable, self.exchange + Exchange(dropped=dropped))
 
 
@@ -57,44 +53,19 @@ def usable_replies(census: Census, replies: Iterable[Message]) -> Answers[Record
     bytes_up = 0
     for node_id, node in census.nodes.items():
         if node_id not in by_node:
-            dropped.append(_drop(node, "no reply before the deadline, or the node left"))
+            dropped.append(drop(node, "no reply before the deadline, or the node left"))
             continue
         try:
             content = readable(messages.check_reply, by_node[node_id])
         except NodeError as error:
-            dropped.append(_drop(node, str(error)))
+            dropped.append(drop(node, str(error)))
             continue
         bytes_up += messages.content_bytes(content)
         if messages.needs_frozen(content):
-            dropped.append(_drop(node, "asks for the frozen groups that were just sent to it"))
+            dropped.append(drop(node, "asks for the frozen groups that were just sent to it"))
             continue
         usable.append((node, content))
     return Answers(usable, Exchange(bytes_up=bytes_up, dropped=dropped))
-
-
-def bounded(
-    answers: Answers[LocalUpdate], settings: Settings, stage: Stage
-) -> Answers[LocalUpdate]:
-    """Without updates far beyond the norm limit; "clipped" makes the others beyond it usual.
-
-    Not only as small as the limit: who is beyond it has no claim to the room that it leaves.
-    """
-    usable: list[tuple[NodeReport, LocalUpdate]] = []
-    dropped: list[Drop] = []
-    clipped: list[Clip] = []
-    norms = times_usual([update for _, update in answers.usable]).tolist()
-    for (node, update), times in zip(answers.usable, norms, strict=True):
-        most = limit(update.participants, stage.mixes)
-        if times > HARD_LIMIT * most:
-            reason = f"update norm {times:.3g} times the usual one, limit {most:.3g}"
-            dropped.append(_drop(node, reason))
-            continue
-        kept = update
-        if times > most and settings.aggregation == "clipped":
-            clipped.append({"node": node.name, "factor": 1 / times})
-            kept = scaled(update, 1 / times)
-        usable.append((node, kept))
-    return Answers(usable, answers.exchange + Exchange(dropped=dropped), clipped)
 
 
 def require_share(answers: Answers[Any], least: float, nodes: int) -> None:
@@ -132,6 +103,6 @@ def check_counts(sums: dict[str, float], node: NodeReport) -> None:
             )
 
 
-def _drop(node: NodeReport, reason: str) -> Drop:
+def drop(node: NodeReport, reason: str) -> Drop:
     short = reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
     return {"node": node.name, "reason": short}

@@ -18,15 +18,9 @@ from server_app.nodes.census import Census
 from server_app.nodes.fitting import fit
 from server_app.privacy.mechanism import Noising
 from server_app.record.schema import Release
+from server_app.rounds.guard import Guard
 from server_app.rounds.logs import mixture_logs
-from server_app.rounds.replies import (
-    Answers,
-    bounded,
-    check_counts,
-    readable,
-    require_share,
-    usable_replies,
-)
+from server_app.rounds.replies import Answers, check_counts, readable, require_share, usable_replies
 from server_app.rounds.result import EvaluationResult, RoundResult
 from server_app.rounds.sending import Sending
 from shared_model.errors import ConfigError, NodeError
@@ -48,8 +42,8 @@ class StageStrategy(Strategy):
 
     ``updates`` and ``metrics`` read replies, ``step`` and ``merged`` make a result of them; each
     returns all that it found. The round loop asks by the ``configure`` hooks and takes results from
-    the parts; the ``aggregate`` hooks are the same parts for Flower's own loop, in records. Nothing
-    is kept between calls but the optimizer's state and what Flower does not hand on.
+    the parts; the ``aggregate`` hooks are the same parts for Flower's own loop, in records. Kept
+    between calls: the optimizer's state, the guard's, and what Flower does not hand on.
     """
 
     def __init__(
@@ -73,6 +67,7 @@ class StageStrategy(Strategy):
         self.frozen: Arrays = frozen or {}
         self.mixing = mixing
         self.noising = noising  # with differential privacy
+        self.guard = Guard(settings, stage)
         self.num_rounds = settings.num_rounds if num_rounds is None else num_rounds
         self._start = ArrayRecord()  # of the round that was configured last
         drawn = settings.drawn_candidates(stage.number, census.warm_items)
@@ -173,7 +168,7 @@ class StageStrategy(Strategy):
         return self.sending.again(lack, self.frozen)
 
     def updates(self, arrays: Arrays, replies: Iterable[Message]) -> Answers[LocalUpdate]:
-        """The updates to ``arrays`` that can be used; without noise, none beyond the norm limit."""
+        """The updates to ``arrays`` that can be used."""
         wire = up(self.settings, self.stage.number, 0, "")  # the rounding is the nodes'
 
         def read(content: RecordDict, node: NodeReport) -> LocalUpdate:
@@ -185,7 +180,9 @@ class StageStrategy(Strategy):
             return update
 
         answers = usable_replies(self.census, replies).read(read)
-        return answers if self.noising else bounded(answers, self.settings, self.stage)
+        if self.noising:
+            return answers
+        return self.guard.bounded(answers, arrays, len(self.census.nodes))
 
     def step(
         self, round_: int, arrays: Arrays, answers: Answers[Any], total: LocalUpdate | None = None
@@ -215,6 +212,7 @@ class StageStrategy(Strategy):
             self.num_rounds,
         )
         new = self.optimizer.step(arrays, mean.delta, rate, mean.rows)
+        self.guard.moved(arrays, new, mean.rows)
         return replace(
             result,
             arrays=new,

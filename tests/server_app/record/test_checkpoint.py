@@ -17,14 +17,14 @@ ARRAYS = {"a.b": torch.tensor([1.0, -2.0]), "c": torch.eye(3)}
 def test_round_trip_with_optimizer_state(tmp_path: Path) -> None:
     optimizer = ServerOptimizer("adam")
     moved = optimizer.step(ARRAYS, {n: torch.ones_like(v) for n, v in ARRAYS.items()}, 0.1)
-    file, sha256 = save_checkpoint(tmp_path, "c", moved, optimizer)
+    file, sha256 = save_checkpoint(tmp_path, "c", moved, optimizer=optimizer)
     restored = ServerOptimizer("adam")
-    arrays = load_checkpoint(tmp_path / file, sha256, restored)
+    arrays = load_checkpoint(tmp_path / file, sha256, optimizer=restored)
     assert arrays.keys() == ARRAYS.keys()
     assert all((arrays[n] == v).all() for n, v in moved.items())
     assert restored.state.keys() == optimizer.state.keys()
     assert all((restored.state[n] == v).all() for n, v in optimizer.state.items())
-    assert save_checkpoint(tmp_path, "c", moved, optimizer) == (
+    assert save_checkpoint(tmp_path, "c", moved, optimizer=optimizer) == (
         file,
         sha256,
     )  # the same bytes twice
@@ -76,8 +76,8 @@ def test_tensors_with_strides_are_written_as_they_are(tmp_path: Path) -> None:
     optimizer = ServerOptimizer("adam")
     arrays = {"a": torch.arange(12.0).reshape(3, 4).T}
     moved = optimizer.step(arrays, {"a": torch.ones(3, 4).T}, 0.0)
-    file, sha256 = save_checkpoint(tmp_path, "c", moved, optimizer)
+    file, sha256 = save_checkpoint(tmp_path, "c", moved, optimizer=optimizer)
     restored = ServerOptimizer("adam")
-    found = load_checkpoint(tmp_path / file, sha256, restored)
+    found = load_checkpoint(tmp_path / file, sha256, optimizer=restored)
     assert found["a"].tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
     assert all(torch.equal(restored.state[n], value) for n, value in optimizer.state.items())

@@ -27,5 +27,5 @@ def test_an_array_is_what_flower_makes_of_it(tensor: Tensor) -> None:
     own = Array(tensor.detach().contiguous().numpy())
     assert record["a"] == own
     back = from_record(record)["a"]
-    assert back.shape == tensor.shape and back.dtype == tensor.dtype
+    assert back.dtype == tensor.dtype
     assert torch.equal(back, tensor.detach())

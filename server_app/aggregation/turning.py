@@ -1,0 +1,142 @@
+"""A node that sends the opposite of what it learned, told from one whose users are just different.
+
+An honest update is, on average, the negative gradient of the node's own loss. Where the model has
+moved by d since, that gradient has changed by H d (H: the loss's Hessian), so the update by -H d,
+and <change, d> is below 0 wherever the loss curves upwards along the way: the node turns against
+the way. That holds whatever its users like, near a minimum, too, where honest nodes pull against
+one another. Of an update with the other sign it is above 0. A round says little, 20 of them much.
+
+Updates count by direction alone: lengths have a limit of their own (``robust.py``). Single numbers
+do not count: what a few users bring about one of them can have most of an update's norm. Measured
+in docs/faults.md. Letters: P nodes, W rounds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server_app.aggregation.sketch import BUCKETS, sketch
+from shared_model.model.recommender import Arrays
+from shared_model.protocol.plan import LocalUpdate
+from shared_model.stages import TABLE
+
+ROUNDS = 20  # W: that many of a node's are judged together, never fewer
+_FORGET = 0.1  # of what was before, each round: changes are from some ten rounds ago
+ENOUGH = 3  # nodes: of two that turn otherwise nobody can say which is wrong
+HONEST = 0.25  # of the usual turn: who turns less, or the other way, and surely so, is out
+_SURE = 5.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is remembered of a node, between rounds that it took part in."""
+
+    update: Tensor  # [BUCKETS] mean direction of its updates
+    model: Tensor  # [BUCKETS] where the model was, on average over the same rounds
+    turns: Tensor  # [<= W] its last ones, cosines
+    rounds: int = 1
+
+    def after(self, update: Tensor, model: Tensor) -> "Course":
+        """With another round's direction, of the model as it was."""
+        changed, way = update - self.update, model - self.model
+        length = float(way.norm())
+        turn = (changed @ way)[None] / length if length else way.new_zeros(1)
+        share = max(_FORGET, 1 / (self.rounds + 1))
+        return Course(
+            self.update + share * changed,
+            self.model + share * way,
+            torch.cat([self.turns, turn])[-ROUNDS:],
+            self.rounds + 1,
+        )
+
+
+@dataclass(frozen=True)
+class Turning:
+    """The courses of nodes by name, and where the model is: all since a stage began."""
+
+    nodes: Mapping[str, Course]
+    model: Tensor
+
+    @classmethod
+    def begin(cls) -> "Turning":
+        """Nothing is known of anybody."""
+        return cls({}, torch.zeros(BUCKETS, dtype=torch.float64))
+
+    def after(self, updates: Mapping[str, LocalUpdate], items: int) -> "Turning":
+        """With a round's updates by the model as it is; whoever had no participant is passed by."""
+        nodes = dict(self.nodes)
+        for name, update in updates.items():
+            drawn = sketch(_matrices(update.arrays), update.rows, items)
+            length = float(drawn.norm())
+            if not length:
+                continue
+            direction = drawn / length
+            known = nodes.get(name)
+            empty = direction.new_zeros(0)
+            nodes[name] = (
+                known.after(direction, self.model)
+                if known
+                else Course(direction, self.model, empty)
+            )
+        return replace(self, nodes=nodes)
+
+    def moved(self, old: Arrays, new: Arrays, rows: Tensor | None) -> "Turning":
+        """After a server optimizer's step, of ``rows`` [U] of the item table alone if there are."""
+        before, after = _matrices(old), _matrices(new)
+        if rows is not None:
+            before |= {TABLE: before[TABLE][rows]}
+            after |= {TABLE: after[TABLE][rows]}
+        step = {name: after[name] - before[name] for name in after}
+        items = len(new[TABLE]) if TABLE in new else 0
+        return replace(self, model=self.model + sketch(step, rows, items))
+
+    def arrays(self) -> Arrays:
+        """All that is known, as a checkpoint holds it."""
+        held = {"model": self.model}
+        for name, course in self.nodes.items():
+            held |= {
+                f"{part}/{name}": getattr(course, part) for part in ("update", "model", "turns")
+            }
+            held[f"rounds/{name}"] = torch.tensor(course.rounds)
+        return held
+
+    @classmethod
+    def of_arrays(cls, held: Arrays) -> "Turning":
+        """The reverse; of nothing, ``begin``."""
+        names = [key.removeprefix("rounds/") for key in held if key.startswith("rounds/")]
+        nodes = {
+            name: Course(
+                held[f"update/{name}"],
+                held[f"model/{name}"],
+                held[f"turns/{name}"],
+                int(held[f"rounds/{name}"]),
+            )
+            for name in names
+        }
+        return cls(nodes, held["model"]) if held else cls.begin()
+
+    @cached_property
+    def wrong(self) -> dict[str, float]:
+        """Who turns the wrong way: how far, as a multiple of the usual turn."""
+        known = {n: c.turns.numpy() for n, c in self.nodes.items() if len(c.turns) == ROUNDS}
+        if len(known) < ENOUGH:
+            return {}
+        turns = np.array(list(known.values()))  # [P, W]
+        means = turns.mean(1)
+        usual = float(np.median(means))
+        error = float(np.median(turns.std(1, ddof=1))) / ROUNDS**0.5
+        if usual > -_SURE * error:
+            return {}  # the nodes do not turn: nothing to compare with
+        return {
+            name: float(mean / usual)
+            for name, mean in zip(known, means, strict=True)
+            if mean > HONEST * usual and mean - usual > _SURE * error
+        }
+
+
+def _matrices(arrays: Arrays) -> Arrays:
+    return {name: array for name, array in arrays.items() if array.dim() > 1}
