@@ -22,6 +22,14 @@ class Format(StrEnum):
     folder = "folder"
 
 
+class By(StrEnum):
+    """Which users make up a part of a split dataset."""
+
+    row = "row"
+    length = "length"
+    taste = "taste"
+
+
 class Duplicates(StrEnum):
     """What to do with a repeated (user, item) pair."""
 
@@ -172,11 +180,15 @@ def split(
     dataset: Dataset,
     output: Output,
     num_partitions: Annotated[int, typer.Option(min=1, help="Number of parts.")],
+    by: Annotated[
+        By,
+        typer.Option(help="Users of a part: any, or those with as many items, or of one taste."),
+    ] = By.row,
 ) -> None:
     """Split a dataset by users into part-0, part-1, ...: one folder for each SuperNode."""
     from feddmmr.data.importers import split_dataset
 
-    for part, content in enumerate(split_dataset(dataset, output, num_partitions)):
+    for part, content in enumerate(split_dataset(dataset, output, num_partitions, by.value)):
         _describe(content, output / f"part-{part}")
 
 

@@ -29,6 +29,7 @@ from client_app.data.tables import (
     sort_by_user,
 )
 from feddmmr.data import filters
+from feddmmr.data.grouping import By, owners
 from feddmmr.data.import_catalogue import (
     Bools,
     Features,
@@ -82,8 +83,10 @@ def import_dataset(source: Path, output: Path, options: ImportOptions) -> dict[s
     )
 
 
-def split_dataset(dataset: Path, output: Path, num_partitions: int) -> list[dict[str, Any]]:
-    """Write `output`/part-0, part-1, ...: datasets of the users whose row modulo parts is theirs.
+def split_dataset(
+    dataset: Path, output: Path, num_partitions: int, by: By = "row"
+) -> list[dict[str, Any]]:
+    """Write `output`/part-0, part-1, ...: datasets of the users that are a part's by `owners`.
 
     Each has the whole catalogue and all features, as SuperNodes with a folder of their own do.
     Raises DataError if there are more partitions than users; then nothing is written.
@@ -99,7 +102,7 @@ def split_dataset(dataset: Path, output: Path, num_partitions: int) -> list[dict
     source = readers.read_source(whole.folder, "folder", Layout())
     items = readers.read_items(whole.folder / "items.csv")
     users = pd.read_parquet(whole.folder / "arrays" / "user_ids.parquet")["user_id"]
-    owner = source.interactions["user_id"].map(pd.Series(users.index % num_partitions, users))
+    owner = source.interactions["user_id"].map(pd.Series(owners(whole, num_partitions, by), users))
     temporary = temporary_sibling(output)
     try:
         contents = [

@@ -6,14 +6,15 @@ and <change, d> is below 0 wherever the loss curves upwards along the way: the n
 the way. That holds whatever its users like, near a minimum, too, where honest nodes pull against
 one another. Of an update with the other sign it is above 0. A round says little, 20 of them much.
 
-Updates count by direction alone: lengths have a limit of their own (``robust.py``). Single numbers
-do not count: what a few users bring about one of them can have most of an update's norm. Measured
-in docs/faults.md. Letters: P nodes, W rounds.
+Lengths do not count: they have a limit of their own (``robust.py``). Nor do single numbers: what a
+few users bring about one of them can have most of an update's norm. docs/faults.md measures it.
+Letters: P nodes, W rounds.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,16 +36,16 @@ _SURE = 5.0  # standard errors
 class Course:
     """What is remembered of a node, between rounds that it took part in."""
 
-    update: Tensor  # [BUCKETS] mean direction of its updates
+    update: Tensor  # [BUCKETS] mean of its updates, each a mean over its users
     model: Tensor  # [BUCKETS] where the model was, on average over the same rounds
-    turns: Tensor  # [<= W] its last ones, cosines
+    turns: Tensor  # [<= W] its last ones: cosines of the update's change with the model's way
     rounds: int = 1
 
     def after(self, update: Tensor, model: Tensor) -> "Course":
-        """With another round's direction, of the model as it was."""
+        """With another round's update, of the model as it was."""
         changed, way = update - self.update, model - self.model
-        length = float(way.norm())
-        turn = (changed @ way)[None] / length if length else way.new_zeros(1)
+        lengths = changed.norm() * way.norm()
+        turn = (changed @ way)[None] / lengths if lengths else way.new_zeros(1)
         share = max(_FORGET, 1 / (self.rounds + 1))
         return Course(
             self.update + share * changed,
@@ -52,6 +53,13 @@ class Course:
             torch.cat([self.turns, turn])[-ROUNDS:],
             self.rounds + 1,
         )
+
+
+class Standing(NamedTuple):
+    """A node's mean turn beside the usual one, which is the nodes' median."""
+
+    share: float  # of the usual one
+    errors: float  # standard errors of a mean turn from there, towards the wrong way
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,9 @@ class Turning:
         return cls(nodes, held["model"]) if held else cls.begin()
 
     @cached_property
-    def wrong(self) -> dict[str, float]:
-        """Who turns the wrong way: how far, as a multiple of the usual turn."""
+    def standing(self) -> dict[str, Standing]:
+        """Of the nodes whose turns are known for long enough; of none while they hardly turn, or
+        are too few: then there is nothing to compare with."""
         known = {n: c.turns.numpy() for n, c in self.nodes.items() if len(c.turns) == ROUNDS}
         if len(known) < ENOUGH:
             return {}
@@ -130,11 +139,19 @@ class Turning:
         usual = float(np.median(means))
         error = float(np.median(turns.std(1, ddof=1))) / ROUNDS**0.5
         if usual > -_SURE * error:
-            return {}  # the nodes do not turn: nothing to compare with
+            return {}
         return {
-            name: float(mean / usual)
+            name: Standing(float(mean / usual), float(mean - usual) / error)
             for name, mean in zip(known, means, strict=True)
-            if mean > HONEST * usual and mean - usual > _SURE * error
+        }
+
+    @property
+    def wrong(self) -> dict[str, float]:
+        """Who surely turns the wrong way, and what share of the usual turn it makes."""
+        return {
+            name: found.share
+            for name, found in self.standing.items()
+            if found.share < HONEST and found.errors > _SURE
         }
 
 

@@ -14,7 +14,7 @@ from feddmmr.launch.in_process import InProcessGrid, run_in_process
 from server_app.aggregation.aggregate import reduce_updates
 from server_app.aggregation.optimizers import ServerOptimizer
 from server_app.aggregation.robust import HARD_LIMIT, combined, limit, scaled, times_usual
-from server_app.rounds import replies as replies_module
+from server_app.rounds import guard as guard_module
 from server_app.rounds.result import RoundResult
 from server_app.rounds.strategy import StageStrategy
 from shared_model.model.recommender import Arrays
@@ -247,7 +247,7 @@ def test_honest_topologies_have_room(
         seen.append(max(shares))
         return times
 
-    monkeypatch.setattr(replies_module, "times_usual", spy)
+    monkeypatch.setattr(guard_module, "times_usual", spy)
     settings: dict[str, Any] = {"home": str(tmp_path), "dataset": str(demo_folder)}
     settings |= {"hidden_size": 16, "max_length": 70, "targets_per_user": 8, "negatives": 32}
     run_in_process(count, num_rounds=1, stage=stage, fraction_train=0.3, **settings)
