@@ -78,18 +78,13 @@ class Turning:
         """With a round's updates by the model as it is; whoever had no participant is passed by."""
         nodes = dict(self.nodes)
         for name, update in updates.items():
-            drawn = sketch(_matrices(update.arrays), update.rows, items)
-            length = float(drawn.norm())
-            if not length:
+            if not update.weight:
                 continue
-            direction = drawn / length
-            known = nodes.get(name)
-            empty = direction.new_zeros(0)
-            nodes[name] = (
-                known.after(direction, self.model)
-                if known
-                else Course(direction, self.model, empty)
-            )
+            mean = sketch(_matrices(update.arrays), update.rows, items) / update.weight
+            if known := nodes.get(name):
+                nodes[name] = known.after(mean, self.model)
+            else:
+                nodes[name] = Course(mean, self.model, mean.new_zeros(0))
         return replace(self, nodes=nodes)
 
     def moved(self, old: Arrays, new: Arrays, rows: Tensor | None) -> "Turning":
@@ -106,9 +101,8 @@ class Turning:
         """All that is known, as a checkpoint holds it."""
         held = {"model": self.model}
         for name, course in self.nodes.items():
-            held |= {
-                f"{part}/{name}": getattr(course, part) for part in ("update", "model", "turns")
-            }
+            held[f"update/{name}"], held[f"turns/{name}"] = course.update, course.turns
+            held[f"model/{name}"] = course.model.clone()  # several may have one, which no file may
             held[f"rounds/{name}"] = torch.tensor(course.rounds)
         return held
 
