@@ -68,11 +68,16 @@ class TurningGrid(InProcessGrid):
         replies = list(super().pull_messages(message_ids))
         if not replies or replies[0].metadata.message_type != messages.TRAIN:
             return replies
+        if self._round >= self.start:
+            for reply in replies:
+                if reply.metadata.src_node_id == self.bad and "arrays" in reply.content:
+                    _flip(reply.content, Wire("float32", seed=0))
         contents = {r.metadata.src_node_id: messages.check_reply(r) for r in replies}
-        contents = {n: c for n, c in contents.items() if not messages.needs_frozen(c)}
-        if self.bad in contents and self._round >= self.start:
-            _flip(contents[self.bad], Wire("float32", seed=0))
-        updates = {str(node): messages.read_update(c) for node, c in contents.items()}
+        updates = {
+            str(node): messages.read_update(content)
+            for node, content in contents.items()
+            if not messages.needs_frozen(content)
+        }
         self._turning = self._turning.after(updates, 0)
         if standing := self._turning.standing:
             shares = {node: found.share for node, found in standing.items()}
