@@ -45,23 +45,27 @@ class Guard:
 
         Not only as small as the limit: who is beyond it has no claim to the room that it leaves.
         """
-        if self.mends and nodes >= ENOUGH:
-            given = {node.name: update for node, update in answers.usable}
-            self._next = self.turning.after(given, len(arrays.get(TABLE, ())))
         usable: list[tuple[NodeReport, LocalUpdate]] = []
         dropped: list[Drop] = []
         clipped: list[Clip] = []
+        seen: dict[str, LocalUpdate] = {}  # by turning: of whoever is left out for it, too
         norms = times_usual([update for _, update in answers.usable]).tolist()
         for (node, update), times in zip(answers.usable, norms, strict=True):
             most = limit(update.participants, self.stage.mixes)
-            if reason := self._against(node.name, times, most):
+            if times > HARD_LIMIT * most:
+                reason = f"update norm {times:.3g} times the usual one, limit {most:.3g}"
                 dropped.append(drop(node, reason))
                 continue
-            kept = update
-            if times > most and self.mends:
+            beyond = times > most and self.mends
+            seen[node.name] = kept = scaled(update, 1 / times) if beyond else update
+            if reason := self._turns(node.name):
+                dropped.append(drop(node, reason))
+                continue
+            if beyond:
                 clipped.append({"node": node.name, "factor": 1 / times})
-                kept = scaled(update, 1 / times)
             usable.append((node, kept))
+        if self.mends and nodes >= ENOUGH:
+            self._next = self.turning.after(seen, len(arrays.get(TABLE, ())))
         return Answers(usable, answers.exchange + Exchange(dropped=dropped), clipped)
 
     def moved(self, old: Arrays, new: Arrays, rows: Tensor | None) -> None:
@@ -69,10 +73,8 @@ class Guard:
         if self._next is not None:
             self.turning, self._next = self._next.moved(old, new, rows), None
 
-    def _against(self, name: str, times: float, most: float) -> str:
-        """Why a node's update cannot be used; empty if it can."""
-        if times > HARD_LIMIT * most:
-            return f"update norm {times:.3g} times the usual one, limit {most:.3g}"
+    def _turns(self, name: str) -> str:
+        """What is wrong with how a node turned; empty if nothing is."""
         turned = self.turning.wrong.get(name)
         if turned is None:
             return ""

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import RecordDict
 
 from benchmarks.fault_parts.cases import FAULTS, UNDISTURBED, Fault, FaultyGrid
 from server_app.app import federate
 from server_app.rounds.loop import StageRun
 from shared_model.protocol.config import Value, default_config, parse_settings
+from shared_model.protocol.wire import Wire
 from tests.support.paths import ROOT
 from tests.support.rounds import without_seconds
 
@@ -53,6 +55,20 @@ def test_a_flipped_sign_is_found_and_nobody_else(
     assert list(found) == list(range(min(found), 57))
     assert all(list(who) == [f"partition-{BAD}"] for who in found.values())
     assert "is their sign right?" in found[56][f"partition-{BAD}"]
+
+
+def test_one_wild_round_does_not_make_a_liar(config: dict[str, Value]) -> None:
+    """What is left out for its length is not remembered as a direction."""
+    [longer] = [fault for fault in FAULTS if fault.name == "update x 1e6"]
+
+    def wild(content: RecordDict, wire: Wire) -> None:
+        for fault in (FLIPPED, longer):
+            assert fault.change
+            fault.change(content, wire)
+
+    found = left_out(run(config, Fault("wild", wild, rounds=1)))
+    assert list(found) == [10]
+    assert "update norm" in found[10][f"partition-{BAD}"]
 
 
 def test_without_it_nobody_is_left_out(config: dict[str, Value]) -> None:
