@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from flwr.app import Message
 from rich.console import Console
@@ -179,7 +180,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--dataset", type=Path, help="an imported dataset; default: the demo")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
     parser.add_argument("--nodes", type=int, default=10)
-    parser.add_argument("--by", nargs="+", choices=("row", "length", "taste"), default=["taste"])
+    parser.add_argument("--by", nargs="+", choices=get_args(By), default=["taste"])
     parser.add_argument("--bad", type=int, help="the number of the node that lies")
     parser.add_argument("--start", type=int, default=16, help="the round from which on it does")
     parser.add_argument("--config", type=Path, nargs="*", default=[])

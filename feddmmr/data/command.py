@@ -26,6 +26,7 @@ class By(StrEnum):
     """Which users make up a part of a split dataset."""
 
     row = "row"
+    size = "size"
     length = "length"
     taste = "taste"
 
@@ -182,7 +183,7 @@ def split(
     num_partitions: Annotated[int, typer.Option(min=1, help="Number of parts.")],
     by: Annotated[
         By,
-        typer.Option(help="Users of a part: any, or those with as many items, or of one taste."),
+        typer.Option(help="Users of a part: any, in equal parts or not (size); or alike."),
     ] = By.row,
 ) -> None:
     """Split a dataset by users into part-0, part-1, ...: one folder for each SuperNode."""

@@ -10,19 +10,27 @@ from scipy.sparse import csr_matrix, diags_array
 from scipy.sparse.linalg import svds
 
 from client_app.data.dataset import Dataset, Ints
+from shared_model.seeds import rng
 
-By = Literal["row", "length", "taste"]
+By = Literal["row", "size", "length", "taste"]
 
 
 def owners(dataset: Dataset, parts: int, by: By) -> Ints:
     """The part of each user: int64 [U].
 
-    "row": its row modulo parts. "length": parts of equal size, from the shortest histories to the
-    longest. "taste": the same along what tells users apart best, once popularity is set aside.
+    "row": its row modulo parts. "size": anybody, in parts of sizes 1, 1/2, 1/3, ... "length": parts
+    of equal size, from the shortest histories to the longest. "taste": the same along what tells
+    users apart best, once popularity is set aside.
     """
     rows = np.arange(dataset.num_users)
     if by == "row":
         return rows % parts
+    if by == "size":
+        shares = np.cumsum(1 / np.arange(1, parts + 1))
+        # At least one each: the first users go to the last parts.
+        places = (rows[parts:] - parts + 0.5) / max(1, len(rows) - parts) * shares[-1]
+        dealt = np.concatenate([rows[:parts], np.searchsorted(shares, places)])
+        return rng("split by size").permutation(dealt)
     key = dataset.lengths(rows) if by == "length" else _taste(dataset)
     owner = np.empty_like(rows)
     for part, users in enumerate(np.array_split(np.argsort(key, kind="stable"), parts)):

@@ -38,19 +38,23 @@ class Course:
 
     update: Tensor  # [BUCKETS] mean of its updates, each a mean over its users
     model: Tensor  # [BUCKETS] where the model was, on average over the same rounds
-    turns: Tensor  # [<= W] its last ones: cosines of the update's change with the model's way
+    turns: Tensor  # [<= W] its last ones: how far updates changed along the model's way
     rounds: int = 1
 
-    def after(self, update: Tensor, model: Tensor) -> "Course":
-        """With another round's update, of the model as it was."""
+    def change(self, update: Tensor, model: Tensor) -> tuple[float, float]:
+        """From what is remembered to another update, of the model as it was then: its length, and
+        how far it goes along the way that the model went since."""
         changed, way = update - self.update, model - self.model
-        lengths = changed.norm() * way.norm()
-        turn = (changed @ way)[None] / lengths if lengths else way.new_zeros(1)
+        length = float(way.norm())
+        return float(changed.norm()), float(changed @ way) / length if length else 0.0
+
+    def after(self, update: Tensor, model: Tensor, turn: float) -> "Course":
+        """With another round's."""
         share = max(_FORGET, 1 / (self.rounds + 1))
         return Course(
-            self.update + share * changed,
-            self.model + share * way,
-            torch.cat([self.turns, turn])[-ROUNDS:],
+            self.update + share * (update - self.update),
+            self.model + share * (model - self.model),
+            torch.cat([self.turns, self.turns.new_tensor([turn])])[-ROUNDS:],
             self.rounds + 1,
         )
 
@@ -59,7 +63,7 @@ class Standing(NamedTuple):
     """A node's mean turn beside the usual one, which is the nodes' median."""
 
     share: float  # of the usual one
-    errors: float  # standard errors of a mean turn from there, towards the wrong way
+    errors: float  # of its own standard errors from there, towards the wrong way
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,23 @@ class Turning:
 
     def after(self, updates: Mapping[str, LocalUpdate], items: int) -> "Turning":
         """With a round's updates by the model as it is; whoever had no participant is passed by."""
+        means = {
+            name: sketch(_matrices(update.arrays), update.rows, items) / update.weight
+            for name, update in updates.items()
+            if update.weight
+        }
+        changes = {
+            name: self.nodes[name].change(mean, self.model)
+            for name, mean in means.items()
+            if name in self.nodes
+        }
+        # One scale for all: of few users' mean, most is noise, and so it would be of a cosine.
+        scale = float(np.median([length for length, _ in changes.values()])) if changes else 0.0
         nodes = dict(self.nodes)
-        for name, update in updates.items():
-            if not update.weight:
-                continue
-            mean = sketch(_matrices(update.arrays), update.rows, items) / update.weight
-            if known := nodes.get(name):
-                nodes[name] = known.after(mean, self.model)
+        for name, mean in means.items():
+            if name in changes:
+                turn = changes[name][1] / scale if scale else 0.0
+                nodes[name] = nodes[name].after(mean, self.model, turn)
             else:
                 nodes[name] = Course(mean, self.model, mean.new_zeros(0))
         return replace(self, nodes=nodes)
@@ -131,12 +145,12 @@ class Turning:
         turns = np.array(list(known.values()))  # [P, W]
         means = turns.mean(1)
         usual = float(np.median(means))
-        error = float(np.median(turns.std(1, ddof=1))) / ROUNDS**0.5
-        if usual > -_SURE * error:
+        errors = turns.std(1, ddof=1) / ROUNDS**0.5
+        if usual > -_SURE * float(np.median(errors)):
             return {}
         return {
-            name: Standing(float(mean / usual), float(mean - usual) / error)
-            for name, mean in zip(known, means, strict=True)
+            name: Standing(float(mean / usual), float((mean - usual) / error) if error else 0.0)
+            for name, mean, error in zip(known, means, errors, strict=True)
         }
 
     @property

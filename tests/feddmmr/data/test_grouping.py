@@ -29,6 +29,18 @@ def test_rows_are_dealt_out(make_dataset: MakeDataset) -> None:
     assert owners(dataset, 3, "row").tolist() == [user % 3 for user in range(USERS)]
 
 
+@pytest.mark.parametrize("parts", [1, 3, 40])
+def test_parts_of_unequal_sizes(make_dataset: MakeDataset, parts: int) -> None:
+    found = owners(of_two_tastes(make_dataset), parts, "size")
+    sizes = np.bincount(found, minlength=parts)
+    assert sizes.sum() == USERS
+    assert (sizes > 0).all()
+    shares = 1 / np.arange(1, parts + 1)
+    expected = 1 + (USERS - parts) * shares / shares.sum()
+    assert np.abs(sizes - expected).max() <= 1
+    assert parts == 1 or (np.sort(found) != found).any()  # not by row
+
+
 @pytest.mark.parametrize("parts", [1, 3, 7])
 def test_lengths_rise_from_part_to_part(make_dataset: MakeDataset, parts: int) -> None:
     dataset = of_two_tastes(make_dataset)

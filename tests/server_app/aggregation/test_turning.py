@@ -26,6 +26,7 @@ class World:
     nodes: int = 6
     apart: float = 1.0  # how far the last one's users are from all others'
     noise: float = 3.0
+    few: float = 1.0  # times the noise of the first node, whose users are few
     signs: Callable[[int], float] = lambda round_: 1.0  # of node 1's update
     heeds: bool = True  # leaves out who is wrong
     turning: Turning = field(default_factory=Turning.begin)
@@ -42,6 +43,7 @@ class World:
 
     def round(self, number: int) -> None:
         drawn = torch.randn(self.nodes, *SHAPE, generator=self.random)
+        drawn[0] *= self.few
         sent = 0.2 * (self.wanted - self.model) + 0.1 * self.noise * drawn
         others = sent[:-1].sum(0)
         self.cosines.append(float((sent[-1] * others).sum() / sent[-1].norm() / others.norm()))
@@ -67,6 +69,11 @@ def test_no_honest_node_turns_the_wrong_way(apart: float) -> None:
     assert not any(world.wrong)
     if apart:
         assert sum(world.cosines[60:]) / 60 < -0.1  # a direction alone would accuse it
+
+
+def test_a_node_of_few_users_is_no_liar() -> None:
+    """Nearly all that it sends is noise: the cosine of its turns is a tenth of the others'."""
+    assert not any(World(few=10.0).run(120).wrong)
 
 
 def test_who_sends_the_opposite_is_found_and_returns_once_it_is_mended() -> None:
