@@ -15,8 +15,8 @@ from shared_model.stages import TABLE
 SHAPE = (30, 20)
 
 
-def as_update(array: Tensor) -> LocalUpdate:
-    return LocalUpdate({"w": array.float(), "b": torch.randn(1)}, 10.0, 0.0, 10, 10, {})
+def as_update(mean: Tensor, weight: float = 10.0) -> LocalUpdate:
+    return LocalUpdate({"w": weight * mean, "b": torch.randn(1)}, weight, 0.0, 10, 10)
 
 
 @dataclass
@@ -26,7 +26,7 @@ class World:
     nodes: int = 6
     apart: float = 1.0  # how far the last one's users are from all others'
     noise: float = 3.0
-    few: float = 1.0  # times the noise of the first node, whose users are few
+    few: float = 1.0  # times the noise of the first node, of so many users less
     signs: Callable[[int], float] = lambda round_: 1.0  # of node 1's update
     heeds: bool = True  # leaves out who is wrong
     turning: Turning = field(default_factory=Turning.begin)
@@ -48,11 +48,18 @@ class World:
         others = sent[:-1].sum(0)
         self.cosines.append(float((sent[-1] * others).sum() / sent[-1].norm() / others.norm()))
         sent[1] *= self.signs(number)
+        weights = torch.full((self.nodes,), 100.0)
+        weights[0] /= self.few**2
         wrong = set(self.turning.wrong)
         self.wrong.append(wrong)
-        after = self.turning.after({str(n): as_update(u) for n, u in enumerate(sent)}, 0)
-        kept = [u for n, u in enumerate(sent) if not (self.heeds and str(n) in wrong)]
-        new = self.model + torch.stack(kept).mean(0)
+        updates = {
+            str(n): as_update(*one)
+            for n, one in enumerate(zip(sent, weights.tolist(), strict=True))
+        }
+        after = self.turning.after(updates, 0)
+        for node in wrong if self.heeds else ():
+            weights[int(node)] = 0.0
+        new = self.model + torch.tensordot(weights / weights.sum(), sent, dims=1)
         self.turning = after.moved({"w": self.model}, {"w": new}, None)
         self.model = new
 
