@@ -36,8 +36,10 @@ def sketch(arrays: Arrays, rows: Tensor | None = None, items: int = 0) -> Tensor
 
 def _folded(signed: Tensor) -> Tensor:
     flat = signed.flatten()
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % BUCKETS))
-    return flat.view(-1, BUCKETS).sum(0, dtype=torch.float64)
+    even = len(flat) - len(flat) % BUCKETS
+    folded = flat[:even].view(-1, BUCKETS).sum(0, dtype=torch.float64)
+    folded[: len(flat) - even] += flat[even:]
+    return folded
 
 
 def _of_rows(some: Tensor, rows: Tensor, signs: Tensor) -> Tensor:
