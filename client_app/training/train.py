@@ -156,8 +156,7 @@ def _train_batches(
         before = {name: value.clone() for name, value in sums.items()} if told else {}
         try:
             batch = following or objective.batch(rows)
-            # Before this one is trained: to ask a GPU for sizes is to wait for all that it has.
-            following = objective.batch(waiting[-1]) if waiting else None
+            following = _ahead(objective, waiting)
             told.append(Told.of(batch, train_batch(model, objective, batch, plan, sums)))
             continue
         except torch.OutOfMemoryError as error:
@@ -170,6 +169,15 @@ def _train_batches(
         torch.cuda.empty_cache()
     objective.settle([Descent(sums, plan.learning_rate)])
     return summed(sums, told)
+
+
+def _ahead(objective: Objective, waiting: Sequence[Rows]) -> Batch | None:
+    """The next batch, before this one trains: to ask a GPU for sizes is to wait for all that it has
+    to do. ``None`` where there is none, or no room for both: then it has to come in its turn."""
+    try:
+        return objective.batch(waiting[-1]) if waiting else None
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _zeros(like: Arrays) -> Arrays:

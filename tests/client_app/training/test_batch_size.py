@@ -98,3 +98,33 @@ def test_a_batch_that_does_not_fit_is_trained_in_halves(
     with pytest.raises(NodeError, match="does not hold the training of one user"):
         train(small_dataset.num_users)
     batch_size_module.batch_size.cache_clear()
+
+
+def test_a_batch_that_does_not_fit_beside_another_comes_in_its_turn(
+    small_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made while the one before it is there; without that one it fits, and nothing is cut."""
+    make, step, made = BackboneObjective.batch, BackboneObjective.step, []
+    trained: list[int] = []
+
+    def short_of_memory(self: BackboneObjective, rows: Any) -> Any:
+        made.append(len(rows))
+        if len(made) - 1 > len(trained):  # another one has not been trained yet
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return make(self, rows)
+
+    def trains(self: BackboneObjective, batch: Any, keys: Any, descents: Any) -> Any:
+        trained.append(len(batch.keys))
+        made[:] = made[: len(trained)]
+        return step(self, batch, keys, descents)
+
+    model = build(ModelShape(small_dataset.num_items, 8, 2, 1, 10), 0, stage=STAGES[1])
+    rows = np.arange(small_dataset.num_users)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    expected = train_round(model, small_dataset, rows, PLAN, 1)
+    monkeypatch.setattr(BackboneObjective, "batch", short_of_memory)
+    monkeypatch.setattr(BackboneObjective, "step", trains)
+    found = train_round(model, small_dataset, rows, PLAN, 1)
+    assert trained == [1] * expected.participants
+    for name, value in expected.arrays.items():
+        assert torch.equal(found.arrays[name], value)
