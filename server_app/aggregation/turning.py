@@ -11,6 +11,7 @@ few users bring about one of them can have most of an update's norm. docs/faults
 Letters: P nodes, W rounds.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,6 +30,7 @@ ROUNDS = 20  # W: that many of a node's are judged together, never fewer
 _FORGET = 0.1  # of what was before, each round: changes are from some ten rounds ago
 ENOUGH = 3  # nodes: of two that turn otherwise nobody can say which is wrong
 HONEST = 0.25  # of the usual turn: who turns less, or the other way, and surely so, is out
+_CLEARED = 0.5  # of it: who is out, and turns so much, is in again
 _SURE = 5.0  # standard errors
 
 
@@ -40,6 +42,7 @@ class Course:
     model: Tensor  # [BUCKETS] where the model was, on average over the same rounds
     turns: Tensor  # [<= W] its last ones: how far updates changed along the model's way
     rounds: int = 1
+    wrong: float = math.nan  # the share of the usual turn for which it is out; or it is in
 
     def change(self, update: Tensor, model: Tensor) -> tuple[float, float]:
         """From what is remembered to another update, of the model as it was then: its length, and
@@ -51,12 +54,19 @@ class Course:
     def after(self, update: Tensor, model: Tensor, turn: float) -> "Course":
         """With another round's."""
         share = max(_FORGET, 1 / (self.rounds + 1))
-        return Course(
-            self.update + share * (update - self.update),
-            self.model + share * (model - self.model),
-            torch.cat([self.turns, self.turns.new_tensor([turn])])[-ROUNDS:],
-            self.rounds + 1,
+        return replace(
+            self,
+            update=self.update + share * (update - self.update),
+            model=self.model + share * (model - self.model),
+            turns=torch.cat([self.turns, self.turns.new_tensor([turn])])[-ROUNDS:],
+            rounds=self.rounds + 1,
         )
+
+    def judged(self, found: "Standing") -> "Course":
+        """Out, in again, or as it was."""
+        if found.share < HONEST and found.errors > _SURE:
+            return replace(self, wrong=found.share)
+        return replace(self, wrong=math.nan) if found.share >= _CLEARED else self
 
 
 class Standing(NamedTuple):
@@ -99,7 +109,9 @@ class Turning:
                 nodes[name] = nodes[name].after(mean, self.model, turn)
             else:
                 nodes[name] = Course(mean, self.model, mean.new_zeros(0))
-        return replace(self, nodes=nodes)
+        after = replace(self, nodes=nodes)
+        judged = {name: nodes[name].judged(found) for name, found in after.standing.items()}
+        return replace(after, nodes=nodes | judged)
 
     def moved(self, old: Arrays, new: Arrays, rows: Tensor | None) -> "Turning":
         """After a server optimizer's step, of ``rows`` [U] of the item table alone if there are."""
@@ -118,6 +130,7 @@ class Turning:
             held[f"update/{name}"], held[f"turns/{name}"] = course.update, course.turns
             held[f"model/{name}"] = course.model.clone()  # several may have one, which no file may
             held[f"rounds/{name}"] = torch.tensor(course.rounds)
+            held[f"wrong/{name}"] = torch.tensor(course.wrong, dtype=torch.float64)
         return held
 
     @classmethod
@@ -130,6 +143,7 @@ class Turning:
                 held[f"model/{name}"],
                 held[f"turns/{name}"],
                 int(held[f"rounds/{name}"]),
+                float(held[f"wrong/{name}"]),
             )
             for name in names
         }
@@ -155,12 +169,8 @@ class Turning:
 
     @property
     def wrong(self) -> dict[str, float]:
-        """Who surely turns the wrong way, and what share of the usual turn it makes."""
-        return {
-            name: found.share
-            for name, found in self.standing.items()
-            if found.share < HONEST and found.errors > _SURE
-        }
+        """Who is out, and for what share of the usual turn; as the last judgement had it."""
+        return {n: course.wrong for n, course in self.nodes.items() if not math.isnan(course.wrong)}
 
 
 def _matrices(arrays: Arrays) -> Arrays:
