@@ -160,7 +160,7 @@ class Turning:
         means = turns.mean(1)
         usual = float(np.median(means))
         errors = turns.std(1, ddof=1) / ROUNDS**0.5
-        if usual > -_SURE * float(np.median(errors)):
+        if usual >= -_SURE * float(np.median(errors)):
             return {}
         return {
             name: Standing(float(mean / usual), float((mean - usual) / error) if error else 0.0)
