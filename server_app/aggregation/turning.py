@@ -5,7 +5,7 @@ moved by d since, that gradient has changed by H d (H: the loss's Hessian), so t
 and <change, d> is below 0 wherever the loss curves upwards along the way: the node turns against
 the way. That holds whatever its users like, near a minimum, too, where honest nodes pull against
 one another. Of an update with the other sign it is above 0. A round says little, 20 of them much.
-(Zhang et al., "FLDetector", KDD 2022, section 4, predict each client's next update by an estimate
+(Zhang et al., "FLDetector", KDD 2022, predict each client's next update by an estimate
 of the Hessian, and suspect whose differs; here the sign along the way taken is enough.)
 
 Lengths do not count: they have a limit of their own (``robust.py``). Nor do single numbers: what a
