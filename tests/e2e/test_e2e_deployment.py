@@ -49,7 +49,9 @@ GIVEN: dict[str, Any] = TRAINED | DEPLOYED | {"home": "~/feddmmr", "device": "cu
 DEVICES = "cpu,cpu"
 
 RECEIVED = "Receiving: "  # what a SuperNode prints of each message
-USERS = [f"somebody-{number:02d}-whom-nobody-knows" for number in range(24)]
+# Names are draws. Under others an entry's gradient cancels down to Adam's eps, which turns another
+# order of float32 sums into 1.2e-5 of a parameter; under these it is 5e-7.
+USERS = [f"somebody-{number:02d}-who-is-a-stranger" for number in range(24)]
 
 
 class Closed(Federation):

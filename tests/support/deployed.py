@@ -26,7 +26,8 @@ def check_models(manifest: dict[str, Any], home: Path, dataset: Path, elsewhere:
         paths = (
             at / "runs" / RUN / r["checkpoint"] for at, r in ((home, here), (elsewhere, there))
         )
-        assert difference(*paths) <= 1e-5
+        found = difference(*paths)
+        assert found <= 1e-5, (stage, found)
 
 
 def difference(here: Path, there: Path) -> float:
