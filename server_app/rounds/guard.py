@@ -49,6 +49,7 @@ class Guard:
         dropped: list[Drop] = []
         clipped: list[Clip] = []
         seen: dict[str, LocalUpdate] = {}  # by turning: of whoever is left out for it, too
+        wrong = self.turning.wrong
         norms = times_usual([update for _, update in answers.usable]).tolist()
         for (node, update), times in zip(answers.usable, norms, strict=True):
             most = limit(update.participants, self.stage.mixes)
@@ -58,8 +59,8 @@ class Guard:
                 continue
             beyond = times > most and self.mends
             seen[node.name] = kept = scaled(update, 1 / times) if beyond else update
-            if reason := self._turns(node.name):
-                dropped.append(drop(node, reason))
+            if node.name in wrong:
+                dropped.append(drop(node, _turned(wrong[node.name])))
                 continue
             if beyond:
                 clipped.append({"node": node.name, "factor": 1 / times})
@@ -73,12 +74,10 @@ class Guard:
         if self._next is not None:
             self.turning, self._next = self._next.moved(old, new, rows), None
 
-    def _turns(self, name: str) -> str:
-        """What is wrong with how a node turned; empty if nothing is."""
-        turned = self.turning.wrong.get(name)
-        if turned is None:
-            return ""
-        return (
-            f"its updates of {ROUNDS} rounds change with the model's way, not against it: "
-            f"{turned:.2g} of the usual turn, limit {HONEST:g}; is their sign right?"
-        )
+
+def _turned(share: float) -> str:
+    """Why a node that makes this ``share`` of the usual turn is left out."""
+    return (
+        f"its updates of {ROUNDS} rounds change with the model's way, not against it: "
+        f"{share:.2g} of the usual turn, limit {HONEST:g}; is their sign right?"
+    )
