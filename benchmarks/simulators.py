@@ -1,6 +1,6 @@
 """This app's engine on one GPU, beside what other simulators do with the same users and model.
 
-    uv run python -m benchmarks.simulators --dataset /abs/ml-1m --out simulators.json --set dropout=0
+    uv run python -m benchmarks.simulators --dataset /abs/ml-1m --out sim.json --set dropout=0
 
 A round of Stage 1, one local step, in turns: the engine; an ordinary loop that trains a deep copy
 of the model for each user; and stacked copies, trained side by side by ``torch.func.vmap``. Users
